@@ -1,0 +1,5 @@
+"""Entry point, to come."""
+
+
+def main() -> None:
+    """Run."""

@@ -1,0 +1,1 @@
+"""LV-KAM in PyTorch."""
