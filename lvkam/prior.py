@@ -1,0 +1,259 @@
+"""The prior: independent latent coordinates, each a mixture of univariate energy-based densities.
+
+    p(z) = prod_q sum_p alpha_qp exp(f_qp(z_q)) pi_0(z_q) / Z_qp,    alpha_q = softmax of the mixture logits
+    Z_qp = integral of exp(f_qp) pi_0 over the support
+
+The functions f_qp are one layer of univariate functions, or several: the first has Q x H functions, the later
+ones are shared by all coordinates and summed over their inputs, so that f_qp stays a function of z_q alone.
+
+One quadrature serves sampling and normalisation: nodes at the knots and equally spaced in between, the
+log-density interpolated linearly (`lvkam.sampling`).
+
+Letters: N points, Q latent coordinates, P mixture components, H hidden functions, n quadrature nodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lvkam.sampling import CellTable, choose_components, inverse_transform, tabulate
+from lvkam.univariate import FunctionFamily, UnivariateFunctions, glorot_normal
+
+
+class ReferenceDensity(NamedTuple):
+    """pi_0, the density that exp(f) reshapes."""
+
+    log_prob: Callable[[Tensor], Tensor]
+    """(...) -> (...), elementwise."""
+    sample: Callable[[int, int, torch.Generator], Tensor]
+    """(N, Q, rng) -> (N, Q), on the CPU."""
+    support: tuple[float, float]
+    bounded: bool
+    """Whether nothing lies outside `support`; it is widened on demand where something may."""
+
+
+def _uniform_log_prob(z: Tensor) -> Tensor:
+    return torch.where((z >= 0) & (z <= 1), 0.0, -torch.inf).to(z.dtype)
+
+
+def _gaussian_log_prob(z: Tensor) -> Tensor:
+    return -0.5 * (z.square() + math.log(2 * math.pi))
+
+
+REFERENCE_DENSITIES = {
+    "uniform": ReferenceDensity(
+        _uniform_log_prob, lambda n, q, rng: torch.rand(n, q, generator=rng), (0.0, 1.0), bounded=True
+    ),
+    "gaussian": ReferenceDensity(
+        _gaussian_log_prob, lambda n, q, rng: torch.randn(n, q, generator=rng), (-8.0, 8.0), bounded=False
+    ),
+}
+"""The densities pi_0, by their names in the INI file."""
+
+TAIL_MASS = 1e-7
+"""Share of its mass that a density may leave beyond either end of the quadrature's range."""
+
+MAX_WIDENINGS = 12
+"""How often the range may widen by half before a density counts as one that cannot be normalised."""
+
+
+class MixturePrior(nn.Module):
+    """p(z), sampled exactly by inverse transform, with a normalised log-density.
+
+    Args:
+        latent_dim: Q.
+        num_components: P.
+        hidden_widths: widths H of the layers between a coordinate and its P functions; none by default.
+        family: what the functions of all layers have in common.
+        reference: pi_0.
+        quadrature_points: n, the knots included, over the reference's support; as the range of a Gaussian
+            widens, their number grows with it.
+        rng: source of the initial values.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        num_components: int,
+        hidden_widths: Sequence[int],
+        family: FunctionFamily,
+        reference: ReferenceDensity,
+        quadrature_points: int,
+        rng: torch.Generator,
+    ):
+        super().__init__()
+        self.latent_dim, self.num_components = latent_dim, num_components
+        self.reference, self.quadrature_points = reference, quadrature_points
+        widths = [*hidden_widths, num_components]
+        shapes = [(latent_dim, widths[0]), *zip(widths[:-1], widths[1:], strict=True)]
+        self.layers = nn.ModuleList(UnivariateFunctions(i, o, family, rng) for i, o in shapes)
+        self.mixture_logits = nn.Parameter(glorot_normal(latent_dim, num_components, rng))
+        self._features: tuple[object, Tensor] | None = None  # grid and nodes, features there
+        self._table: tuple[object, CellTable] | None = None  # state of the parameters, table
+
+    def _layer(self, index: int) -> UnivariateFunctions:
+        layer = self.layers[index]
+        assert isinstance(layer, UnivariateFunctions)
+        return layer
+
+    def energies(self, z: Tensor) -> Tensor:
+        """f_qp(z_q): (N, Q) -> (N, Q, P)."""
+        return self._deepen(self._layer(0).functions(z))
+
+    def _deepen(self, hidden: Tensor) -> Tensor:
+        """The layers after the first, shared by all coordinates: (N, Q, H) -> (N, Q, P)."""
+        shape = hidden.shape[:2]
+        for index in range(1, len(self.layers)):
+            hidden = self._layer(index)(hidden.flatten(0, 1)).unflatten(0, shape)
+        return hidden
+
+    def log_weights(self) -> Tensor:
+        """log alpha_qp, (Q, P)."""
+        return torch.log_softmax(self.mixture_logits, dim=-1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z), normalised: (N, Q) -> (N,); minus infinity outside the support."""
+        log_z = self.log_normalisers()
+        return self._log_mixture(z, self.log_weights() - log_z)
+
+    def log_unnormalised(self, z: Tensor) -> Tensor:
+        """sum_q log sum_p alpha_qp exp(f_qp(z_q)) pi_0(z_q): what the reference trains, (N, Q) -> (N,)."""
+        return self._log_mixture(z, self.log_weights())
+
+    def _log_mixture(self, z: Tensor, log_weights: Tensor) -> Tensor:
+        mixture = torch.logsumexp(self.energies(z) + log_weights, dim=-1)  # (N, Q)
+        return (mixture + self.reference.log_prob(z)).sum(-1)
+
+    def log_normalisers(self) -> Tensor:
+        """log Z_qp by quadrature, (Q, P), differentiable."""
+        table = self.table()
+        if not torch.is_grad_enabled():
+            return table.log_normaliser
+        # d log Z = sum_n share_n d f(node_n), the mean of df under the component: so the gradient needs the
+        # energies' graph only, contracted over the nodes before anything else where the energies are linear.
+        features = self._features_at(table.nodes)
+        if len(self.layers) == 1:
+            weight = self._layer(0).weight()  # (Q, K+1, P)
+            mean_energy = torch.einsum("qpn,nqk,qkp->qp", table.node_share, features, weight)
+        else:
+            energies = self._deepen(self._layer(0).combine(features))  # (n, Q, P)
+            mean_energy = torch.einsum("qpn,nqp->qp", table.node_share, energies)
+        return table.log_normaliser + (mean_energy - mean_energy.detach())
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, rng: torch.Generator) -> Tensor:
+        """Draw from p(z) by inverse transform: a component by alpha, then a place by its CDF.
+
+        Args:
+            num_samples: N.
+            rng: on the CPU, whatever the model's device, so that a seed means the same everywhere.
+
+        Returns:
+            (N, Q), on the model's device, without gradient.
+        """
+        uniform = torch.rand(2, num_samples, self.latent_dim, dtype=torch.float64, generator=rng)
+        uniform = uniform.to(self.mixture_logits.device)
+        component = choose_components(self.log_weights().exp(), uniform[0])
+        return inverse_transform(self.table(), component, uniform[1])
+
+    @torch.no_grad()
+    def table(self) -> CellTable:
+        """The densities exp(f_qp) pi_0 integrated: once for each value of the parameters.
+
+        Raises:
+            FloatingPointError: a component's energies have diverged.
+        """
+        state = _state_of(*self.parameters(), *self.buffers())
+        if self._table is None or self._table[0] != state:
+            self._table = (state, self._tabulate())
+        return self._table[1]
+
+    def _tabulate(self) -> CellTable:
+        # The search for the range starts afresh each time: it depends on the parameters alone, not on what
+        # they were before, and a model read from a file draws the same samples.
+        low, high = self.reference.support
+        for _ in range(MAX_WIDENINGS):
+            nodes = self._nodes(low, high)
+            energies = self._deepen(self._layer(0).combine(self._features_at(nodes)))  # (n, Q, P)
+            log_density = energies.permute(1, 2, 0).contiguous() + self.reference.log_prob(nodes).unsqueeze(1)
+            if not torch.isfinite(log_density).all():
+                raise FloatingPointError("prior: an energy is not finite")
+            table = tabulate(nodes, log_density)
+            heavy_left, heavy_right = (False, False) if self.reference.bounded else _heavy_tails(table)
+            if not (heavy_left or heavy_right):
+                return table
+            step = (high - low) / 2
+            low, high = low - step * heavy_left, high + step * heavy_right
+        raise FloatingPointError(
+            f"prior: the density of a component does not fit into [{low:g}, {high:g}]: its energies have diverged"
+        )
+
+    def _nodes(self, low: float, high: float) -> Tensor:
+        """Quadrature nodes in [low, high]: equally spaced ones and the knots, sorted, (Q, n)."""
+        grid, support = self._layer(0).grid, self.reference.support
+        stretch = (high - low) / (support[1] - support[0])
+        num_equal = max(2, round(self.quadrature_points * stretch) - grid.shape[1])
+        equal = torch.linspace(low, high, num_equal, dtype=grid.dtype, device=grid.device)
+        # a knot outside the range makes an empty cell, in the middle, where no tail is measured
+        knots = torch.where((grid > low) & (grid < high), grid, (low + high) / 2)
+        return torch.cat((equal.expand(self.latent_dim, -1), knots), dim=1).sort(dim=1).values
+
+    def _features_at(self, nodes: Tensor) -> Tensor:
+        """The first layer's features at the nodes: (Q, n) -> (n, Q, K+1).
+
+        They change only with the grid and the nodes, and are kept; but a bandwidth changes them too, and they
+        carry its gradient.
+        """
+        layer = self._layer(0)
+        if layer.bandwidth is not None:
+            return layer.features(nodes.T)
+        key = (_state_of(layer.grid), nodes.shape, float(nodes[0, 0]), float(nodes[0, -1]))
+        if self._features is None or self._features[0] != key:
+            self._features = (key, layer.features(nodes.T))
+        return self._features[1]
+
+    @torch.no_grad()
+    def update_grids(self, num_samples: int, rng: torch.Generator) -> None:
+        """Adapt the first layer's grids to draws from pi_0, each later one's to its own N*Q inputs.
+
+        Args:
+            num_samples: N.
+            rng: on the CPU.
+        """
+        z = self.reference.sample(num_samples, self.latent_dim, rng).to(self.mixture_logits)
+        self._layer(0).update_grid(z)
+        hidden = self._layer(0).functions(z).flatten(0, 1)  # (N*Q, H)
+        for index in range(1, len(self.layers)):
+            self._layer(index).update_grid(hidden)
+            hidden = self._layer(index)(hidden)
+
+
+def _state_of(*tensors: Tensor) -> object:
+    """Changes whenever one of the tensors does: in place, by moving, or by being replaced."""
+    return tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
+
+
+def _heavy_tails(table: CellTable) -> tuple[bool, bool]:
+    """Whether some density has more than `TAIL_MASS` left of its nodes, and right of them.
+
+    Far out f is at most linear, and log pi_0 falls faster than any line; so from the end node on a density falls
+    at least as fast as in the last stretch before it, and exp(l) / descent bounds its tail.
+    """
+    stretch = (table.nodes[:, -1:] - table.nodes[:, :1]) / table.nodes.shape[1]
+    heavy = []
+    for x, log_density in (
+        (table.nodes, table.log_density),
+        (-table.nodes.flip(1), table.log_density.flip(2)),
+    ):
+        inner = (x - x[:, :1] < stretch).sum(1, keepdim=True)  # the first node that is a stretch away, (Q, 1)
+        width = x.gather(1, inner) - x[:, :1]  # (Q, 1)
+        index = inner.unsqueeze(1).expand(*log_density.shape[:2], 1)
+        descent = (log_density.gather(2, index).squeeze(2) - log_density[..., 0]) / width  # (Q, P)
+        tail = torch.exp(log_density[..., 0] - table.log_normaliser) / descent
+        heavy.append(bool(((descent <= 0) | (tail > TAIL_MASS)).any()))
+    return heavy[0], heavy[1]
