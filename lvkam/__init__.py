@@ -1,1 +1,55 @@
-"""LV-KAM in PyTorch."""
+"""LV-KAM: a generative model written entirely in two sums of learnt univariate functions.
+
+    import lvkam
+    config    = lvkam.load_config("nist_config.ini")
+    model     = lvkam.build_model(config, data_dim=196)
+    objective = lvkam.build_objective(config)
+
+Names are loaded when first used, so that what needs no torch does not wait for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lvkam.config import Config, ConfigError, load_config
+    from lvkam.evidence import Evidence, importance_log_evidence
+    from lvkam.experiment import build_model, build_objective, load_model, run_experiment
+    from lvkam.model import LVKAM
+    from lvkam.objectives import ImportanceSampling
+
+__all__ = [
+    "LVKAM",
+    "Config",
+    "ConfigError",
+    "Evidence",
+    "ImportanceSampling",
+    "build_model",
+    "build_objective",
+    "importance_log_evidence",
+    "load_config",
+    "load_model",
+    "run_experiment",
+]
+
+_HOMES = {
+    "Config": "config",
+    "ConfigError": "config",
+    "load_config": "config",
+    "Evidence": "evidence",
+    "importance_log_evidence": "evidence",
+    "build_model": "experiment",
+    "build_objective": "experiment",
+    "load_model": "experiment",
+    "run_experiment": "experiment",
+    "LVKAM": "model",
+    "ImportanceSampling": "objectives",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lvkam' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"lvkam.{_HOMES[name]}"), name)

@@ -56,12 +56,13 @@ def importance_log_evidence(model: LVKAM, x: Tensor, num_samples: int, rng: torc
     """
     if num_samples < 2:
         raise ValueError(f"num_samples = {num_samples}: must be at least 2, for a standard error")
+    table = model.prior.table()
     num_blocks = min(NUM_BLOCKS, num_samples)
     sizes = [num_samples * (r + 1) // num_blocks - num_samples * r // num_blocks for r in range(num_blocks)]
     block_sums, squares = [], []
     for size in sizes:
         chunks = [
-            model.reported_log_likelihood(x, model.prior.sample(min(CHUNK, size - start), rng)).double()
+            model.reported_log_likelihood(x, model.prior.sample(min(CHUNK, size - start), rng, table)).double()
             for start in range(0, size, CHUNK)
         ]
         block_sums.append(torch.stack([c.logsumexp(1) for c in chunks]).logsumexp(0))

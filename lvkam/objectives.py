@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lvkam.model import LVKAM
-from lvkam.sampling import effective_sample_size, importance_weights
+from lvkam.sampling import CellTable, effective_sample_size, importance_weights
 
 
 class Estimate(NamedTuple):
@@ -52,7 +52,8 @@ class ImportanceSampling:
 
     def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
         """The loss with its effective sample size."""
-        z = model.prior.sample(self.num_samples, rng)
+        table = model.prior.table()
+        z = model.prior.sample(self.num_samples, rng, table)
         out = model.generator(z)  # (S, D)
         if model.noise_std > 0:
             out = out + model.noise_std * torch.randn(out.shape, generator=rng).to(out)
@@ -60,11 +61,11 @@ class ImportanceSampling:
         # The weights are the posterior's, at which the gradient is evaluated; they are no part of what is
         # differentiated (the identity above).
         weights = importance_weights(log_likelihood.detach())
-        loss = -(weights * (log_likelihood + self._log_prior(model, z))).sum(1).mean()
+        loss = -(weights * (log_likelihood + self._log_prior(model, z, table))).sum(1).mean()
         return Estimate(loss, effective_sample_size(weights).mean())
 
-    def _log_prior(self, model: LVKAM, z: Tensor) -> Tensor:
+    def _log_prior(self, model: LVKAM, z: Tensor, table: CellTable) -> Tensor:
         if self.normalization == "quadrature":
-            return model.prior.log_prob(z)
+            return model.prior.log_prob(z, table)
         log_prior = model.prior.log_unnormalised(z)
         return log_prior - log_prior.mean()

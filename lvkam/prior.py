@@ -94,7 +94,6 @@ class MixturePrior(nn.Module):
         self.layers = nn.ModuleList(UnivariateFunctions(i, o, family, rng) for i, o in shapes)
         self.mixture_logits = nn.Parameter(glorot_normal(latent_dim, num_components, rng))
         self._features: tuple[object, Tensor] | None = None  # grid and nodes, features there
-        self._table: tuple[object, CellTable] | None = None  # state of the parameters, table
 
     def _layer(self, index: int) -> UnivariateFunctions:
         layer = self.layers[index]
@@ -116,10 +115,14 @@ class MixturePrior(nn.Module):
         """log alpha_qp, (Q, P)."""
         return torch.log_softmax(self.mixture_logits, dim=-1)
 
-    def log_prob(self, z: Tensor) -> Tensor:
-        """log p(z), normalised: (N, Q) -> (N,); minus infinity outside the support."""
-        log_z = self.log_normalisers()
-        return self._log_mixture(z, self.log_weights() - log_z)
+    def log_prob(self, z: Tensor, table: CellTable | None = None) -> Tensor:
+        """log p(z), normalised: (N, Q) -> (N,); minus infinity outside the support.
+
+        Args:
+            z: (N, Q).
+            table: of the present parameters, from `table()`; computed here if None.
+        """
+        return self._log_mixture(z, self.log_weights() - self.log_normalisers(table))
 
     def log_unnormalised(self, z: Tensor) -> Tensor:
         """sum_q log sum_p alpha_qp exp(f_qp(z_q)) pi_0(z_q): what the reference trains, (N, Q) -> (N,)."""
@@ -129,9 +132,9 @@ class MixturePrior(nn.Module):
         mixture = torch.logsumexp(self.energies(z) + log_weights, dim=-1)  # (N, Q)
         return (mixture + self.reference.log_prob(z)).sum(-1)
 
-    def log_normalisers(self) -> Tensor:
-        """log Z_qp by quadrature, (Q, P), differentiable."""
-        table = self.table()
+    def log_normalisers(self, table: CellTable | None = None) -> Tensor:
+        """log Z_qp by quadrature, (Q, P), differentiable; `table` as for `log_prob`."""
+        table = table or self.table()
         if not torch.is_grad_enabled():
             return table.log_normaliser
         # d log Z = sum_n share_n d f(node_n), the mean of df under the component: so the gradient needs the
@@ -146,12 +149,13 @@ class MixturePrior(nn.Module):
         return table.log_normaliser + (mean_energy - mean_energy.detach())
 
     @torch.no_grad()
-    def sample(self, num_samples: int, rng: torch.Generator) -> Tensor:
+    def sample(self, num_samples: int, rng: torch.Generator, table: CellTable | None = None) -> Tensor:
         """Draw from p(z) by inverse transform: a component by alpha, then a place by its CDF.
 
         Args:
             num_samples: N.
             rng: on the CPU, whatever the model's device, so that a seed means the same everywhere.
+            table: as for `log_prob`: whoever draws several times computes it once.
 
         Returns:
             (N, Q), on the model's device, without gradient.
@@ -159,21 +163,15 @@ class MixturePrior(nn.Module):
         uniform = torch.rand(2, num_samples, self.latent_dim, dtype=torch.float64, generator=rng)
         uniform = uniform.to(self.mixture_logits.device)
         component = choose_components(self.log_weights().exp(), uniform[0])
-        return inverse_transform(self.table(), component, uniform[1])
+        return inverse_transform(table or self.table(), component, uniform[1])
 
     @torch.no_grad()
     def table(self) -> CellTable:
-        """The densities exp(f_qp) pi_0 integrated: once for each value of the parameters.
+        """The densities exp(f_qp) pi_0 integrated, for the present parameters.
 
         Raises:
             FloatingPointError: a component's energies have diverged.
         """
-        state = _state_of(*self.parameters(), *self.buffers())
-        if self._table is None or self._table[0] != state:
-            self._table = (state, self._tabulate())
-        return self._table[1]
-
-    def _tabulate(self) -> CellTable:
         # The search for the range starts afresh each time: it depends on the parameters alone, not on what
         # they were before, and a model read from a file draws the same samples.
         low, high = self.reference.support
@@ -212,7 +210,8 @@ class MixturePrior(nn.Module):
         layer = self._layer(0)
         if layer.bandwidth is not None:
             return layer.features(nodes.T)
-        key = (_state_of(layer.grid), nodes.shape, float(nodes[0, 0]), float(nodes[0, -1]))
+        grid = layer.grid
+        key = (grid.data_ptr(), grid._version, grid.dtype, nodes.shape, float(nodes[0, 0]), float(nodes[0, -1]))
         if self._features is None or self._features[0] != key:
             self._features = (key, layer.features(nodes.T))
         return self._features[1]
@@ -231,11 +230,6 @@ class MixturePrior(nn.Module):
         for index in range(1, len(self.layers)):
             self._layer(index).update_grid(hidden)
             hidden = self._layer(index)(hidden)
-
-
-def _state_of(*tensors: Tensor) -> object:
-    """Changes whenever one of the tensors does: in place, by moving, or by being replaced."""
-    return tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
 
 
 def _heavy_tails(table: CellTable) -> tuple[bool, bool]:

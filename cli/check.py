@@ -1,0 +1,45 @@
+"""`lvkam check CONFIG`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lvkam_cli.options import (
+    config_argument,
+    data_dir_option,
+    output_folder_option,
+    overwrite_option,
+    seed_option,
+    set_option,
+)
+
+
+@click.command("check")
+@config_argument
+@set_option
+@output_folder_option
+@overwrite_option
+@seed_option
+@data_dir_option
+def command(
+    config: Path,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    overwrite: bool,
+    seed: int | None,
+    data_dir: Path | None,
+) -> None:
+    """Make every check that training makes, print the resolved run, and train nothing."""
+    from lvkam.config import load_config
+
+    if seed is not None:
+        overrides = (*overrides, f"TRAINING.seed={seed}")
+    resolved = load_config(config, overrides)
+
+    from lvkam.experiment import describe_run
+
+    for name, value in describe_run(resolved, output, overwrite=overwrite, data_dir=data_dir).items():
+        click.echo(f"{name:<12} {value}")
+    click.echo(f"\n{resolved.to_ini()}", nl=False)

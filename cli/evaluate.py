@@ -1,0 +1,46 @@
+"""`lvkam evaluate CKPT`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lvkam_cli.options import checkpoint_argument, data_dir_option, json_option, seed_option
+
+
+@click.command("evaluate")
+@checkpoint_argument
+@click.option("--estimator", type=click.Choice(["importance"]), default="importance", show_default=True)
+@click.option("--num-images", type=click.IntRange(1), default=1000, show_default=True,
+              help="How many images, the first of the test split.")  # fmt: skip
+@click.option("--num-samples", type=click.IntRange(2), default=20000, show_default=True,
+              help="Prior samples, shared by the images.")  # fmt: skip
+@seed_option
+@data_dir_option
+@json_option
+def command(
+    checkpoint: Path,
+    estimator: str,
+    num_images: int,
+    num_samples: int,
+    seed: int | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Estimate the negative log-likelihood of test images under a trained model."""
+    import json
+
+    from lvkam.experiment import evaluate_checkpoint
+
+    summary = evaluate_checkpoint(checkpoint, num_images, num_samples, seed, data_dir)
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    click.echo(f"test NLL               {summary['nll_nats']:.3f} +- {summary['nll_stderr']:.3f} nats an image")
+    click.echo(f"bits per dimension     {summary['bits_per_dim']:.4f}")
+    click.echo(f"effective sample size  {summary['effective_sample_size']:.1f} of {num_samples} ({estimator})")
+    click.echo(f"images                 {num_images}, the first of the test split")
+    if summary["likelihood"] == "bernoulli":
+        click.echo("The Bernoulli log-likelihood of grey values is a cross-entropy: it does not compare with densities\n"
+                   "of discretised data. The estimate is an upper bound on average.")  # fmt: skip

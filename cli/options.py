@@ -1,0 +1,22 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+config_argument = click.argument("config", type=click.Path(path_type=Path))
+checkpoint_argument = click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated."
+)
+seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the random numbers.")
+data_dir_option = click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder to look for data sets in first."
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
+output_folder_option = click.option(
+    "--output", type=click.Path(path_type=Path), help="Run folder; default logs/METHOD/PRIOR/DATASET_SEED."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

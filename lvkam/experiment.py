@@ -1,0 +1,527 @@
+"""From a configuration to a model and a run: the only place where strings become objects."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lvkam.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_atomically, write_checkpoint
+from lvkam.config import Config, ConfigError, UnivariateConfig, parse_config
+from lvkam.data import DataError, Dataset, TooFewImages, load_dataset
+from lvkam.evidence import CHUNK, importance_log_evidence
+from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
+from lvkam.model import LVKAM
+from lvkam.objectives import ImportanceSampling
+from lvkam.optimizers import build_optimizer
+from lvkam.plots import save_image_grid, save_loss_curve
+from lvkam.prior import REFERENCE_DENSITIES, MixturePrior
+from lvkam.splines import BASES
+from lvkam.training import EpochRecord, TrainingState, random_stream, train
+from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions
+
+LOSS_COLUMNS = (
+    "Time (s)", "Epoch", "Train Loss", "Test Loss", "Grid Updated", "Test NLL", "Effective Sample Size",
+)  # fmt: skip
+
+RUN_FILES = (
+    "config.ini", "loss.csv", "loss.png", "ckpt.h5",
+    "real_images.h5", "real_images.png", "generated_images.h5", "generated_images.png",
+)  # fmt: skip
+"""What a run writes into its folder."""
+
+
+class OutputError(ValueError):
+    """A place where nothing can be written, or where something would be lost."""
+
+
+def _family(section: UnivariateConfig) -> FunctionFamily:
+    return FunctionFamily(
+        basis=BASES[section.spline_function],
+        activation=ACTIVATIONS[section.base_activation],
+        degree=section.spline_degree,
+        grid_size=section.grid_size,
+        grid_range=section.grid_range,
+        grid_update_ratio=section.grid_update_ratio,
+        epsilon_scale=section.epsilon_scale,
+        mu_scale=section.mu_scale,
+        sigma_base=section.sigma_base,
+        sigma_spline=section.sigma_spline,
+        bandwidth=section.initial_bandwidth,
+        bandwidth_trainable=section.bandwidth_trainable,
+    )
+
+
+def build_model(config: Config, data_dim: int) -> LVKAM:
+    """The model of a configuration, with initial values drawn from its seed.
+
+    Args:
+        config: the configuration.
+        data_dim: D, the generator's outputs.
+    """
+    rng = random_stream(config.training.seed, "initial values")
+    prior = MixturePrior(
+        config.prior.latent_dim,
+        config.prior.num_components,
+        config.prior.layer_widths[-2:0:-1],  # written from the components to the coordinates
+        _family(config.prior),
+        REFERENCE_DENSITIES[config.prior.reference_density],
+        config.prior.quadrature_points,
+        rng,
+    )
+    return LVKAM(
+        prior,
+        KANGenerator([*config.generator.widths, data_dim], _family(config.generator), rng),
+        config.generator.likelihood,
+        OUTPUT_ACTIVATIONS[config.generator.output_activation],
+        likelihood_std=config.generator.likelihood_std,
+        noise_std=config.generator.noise_std,
+    )
+
+
+def build_objective(config: Config) -> ImportanceSampling:
+    """The loss that a configuration trains with."""
+    return ImportanceSampling(config.training.num_samples, config.prior.normalization)
+
+
+def _layers(model: LVKAM) -> Iterator[tuple[str, UnivariateFunctions]]:
+    for part, layers in (("prior", model.prior.layers), ("generator", model.generator.layers)):
+        for index, layer in enumerate(layers):
+            assert isinstance(layer, UnivariateFunctions)
+            yield f"{part}/layers/{index}", layer
+
+
+@torch.no_grad()
+def model_arrays(model: LVKAM) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint, by their paths in it."""
+    tensors = {"prior/mixture_logits": model.prior.mixture_logits}
+    for path, layer in _layers(model):
+        tensors[f"{path}/grid"] = layer.grid
+        tensors[f"{path}/coef"] = layer.coef.transpose(1, 2)  # (I, K, O) here, (I, O, K) in files
+        tensors[f"{path}/w_base"] = layer.w_base
+        tensors[f"{path}/w_spline"] = layer.w_spline
+        if layer.bandwidth is not None:
+            tensors[f"{path}/bandwidth"] = layer.bandwidth
+    return {path: tensor.detach().cpu().numpy() for path, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def set_model_arrays(model: LVKAM, arrays: dict[str, np.ndarray], source: str) -> None:
+    """The reverse of `model_arrays`.
+
+    Raises:
+        CheckpointError: the arrays are not those of this model.
+    """
+    expected = {path: array.shape for path, array in model_arrays(model).items()}
+    for path in sorted(expected.keys() | arrays.keys()):
+        found = arrays[path].shape if path in arrays else "nothing"
+        if found != expected.get(path):
+            raise CheckpointError(
+                f"{source}: {path} holds {found}, its configuration means {expected.get(path, 'nothing')}"
+            )
+        if arrays[path].dtype != np.float32 or not np.isfinite(arrays[path]).all():
+            raise CheckpointError(f"{source}: {path} must hold finite float32 numbers")
+    tensors = {path: torch.from_numpy(np.array(array)) for path, array in arrays.items()}
+    model.prior.mixture_logits.copy_(tensors["prior/mixture_logits"])
+    for path, layer in _layers(model):
+        layer.grid.copy_(tensors[f"{path}/grid"])
+        layer.coef.copy_(tensors[f"{path}/coef"].transpose(1, 2))
+        layer.w_base.copy_(tensors[f"{path}/w_base"])
+        layer.w_spline.copy_(tensors[f"{path}/w_spline"])
+        if layer.bandwidth is not None:
+            layer.log_bandwidth.copy_(tensors[f"{path}/bandwidth"].log())
+
+
+class LoadedModel(NamedTuple):
+    """A checkpoint with its configuration and its model."""
+
+    checkpoint: Checkpoint
+    config: Config
+    model: LVKAM
+
+
+def load_checkpoint(path: Path | str) -> LoadedModel:
+    """Read a checkpoint and rebuild its model, on the CPU.
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged one, or one whose parts contradict each other.
+    """
+    checkpoint = read_checkpoint(Path(path))
+    try:
+        config = parse_config(checkpoint.config, f"{path} (config)")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    model = build_model(config, math.prod(checkpoint.image_shape))
+    set_model_arrays(model, dict(checkpoint.arrays), str(path))
+    return LoadedModel(checkpoint, config, model)
+
+
+def load_model(path: Path | str) -> LVKAM:
+    """The model of a checkpoint, on the CPU; raises as `load_checkpoint`."""
+    return load_checkpoint(path).model
+
+
+def choose_device(name: str | None, use_gpu: bool) -> torch.device:
+    """The device asked for by name, else a GPU if one is wanted and there, else the CPU.
+
+    Raises:
+        OutputError: there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OutputError(f"--device {name}: no such device here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def load_config_dataset(config: Config, data_dir: Path | None = None) -> Dataset:
+    """The images that a configuration names.
+
+    Raises:
+        ConfigError: the images cannot be had, or are fewer than N_train or N_test.
+    """
+    settings = config.training
+    try:
+        return load_dataset(settings.dataset, settings.num_train, settings.num_test, settings.img_resize, data_dir)
+    except TooFewImages as error:
+        key = {"train": "N_train", "test": "N_test"}[error.split]
+        message = f"at most {error.available}, the {error.split} images of {settings.dataset}"
+        raise ConfigError([config.problem("TRAINING", key, message)]) from error
+    except DataError as error:
+        raise ConfigError([f"{config.source}: [TRAINING] dataset = {settings.dataset}: {error}"]) from error
+
+
+def default_folder(config: Config) -> Path:
+    """logs/{Vanilla|Thermodynamic}/{reference density}/{dataset}_{seed}."""
+    method = "Thermodynamic" if config.thermodynamic.num_temps > 1 else "Vanilla"
+    dataset = Path(config.training.dataset).stem
+    return Path("logs", method, config.prior.reference_density, f"{dataset}_{config.training.seed}")
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Make sure that a run can write here, without writing anything.
+
+    Raises:
+        OutputError: it holds another run's results, or cannot be written.
+    """
+    held = [name for name in RUN_FILES if (folder / name).exists()]
+    if held and not overwrite:
+        raise OutputError(
+            f"{folder}: holds the results of another run ({', '.join(held)}); "
+            "give --overwrite to replace them, or --output for another folder"
+        )
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise OutputError(f"{folder}: {existing} is not a folder")
+    try:
+        (probe := existing / f".lvkam-{id(folder)}").mkdir()
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+    probe.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise OutputError(f"{folder}: another training is writing here") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def run_experiment(
+    config: Config,
+    output: Path | None = None,
+    *,
+    overwrite: bool = False,
+    device: str | None = None,
+    data_dir: Path | None = None,
+    say: Callable[[str], None] = _tell,
+) -> Path:
+    """Train a configuration from start to end and write its run folder.
+
+    Args:
+        config: what to run.
+        output: the run folder; `default_folder` if None.
+        overwrite: whether another run's results in that folder may be replaced.
+        device: name of a torch device; else the configuration's `use_gpu` decides.
+        data_dir: where to look for the data first.
+        say: takes a line of text for the user; standard error by default.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ConfigError, OutputError: bad input; nothing was written.
+        FloatingPointError: a loss, gradient or energy is not finite.
+        OSError: a file could not be written.
+    """
+    folder = output or default_folder(config)
+    check_folder(folder, overwrite)
+    chosen = choose_device(device, config.training.use_gpu)
+    dataset = load_config_dataset(config, data_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        for name in RUN_FILES:
+            (folder / name).unlink(missing_ok=True)
+        _run(config, folder, dataset, chosen, say)
+    return folder
+
+
+def _run(config: Config, folder: Path, dataset: Dataset, device: torch.device, say: Callable[[str], None]) -> None:
+    settings = config.training
+    (folder / "config.ini").write_text(config.to_ini(), encoding="utf-8")
+    shown = min(settings.num_generated, len(dataset.train))
+    save_images(folder / "real_images.h5", dataset.train[:shown], dataset.image_shape)
+
+    model = build_model(config, math.prod(dataset.image_shape)).to(device)
+    optimizer = build_optimizer(config.optimizer.type, model.parameters(), config.optimizer.learning_rate)
+    rng = random_stream(settings.seed, "training")
+    say(
+        f"{dataset.name} {'x'.join(map(str, dataset.image_shape))}, {len(dataset.train)} images; "
+        f"{sum(p.numel() for p in model.parameters())} parameters on {_device_name(device)}; writing to {folder}"
+    )
+
+    def on_epoch(record: EpochRecord) -> None:
+        append_loss(folder / "loss.csv", record)
+        if not sys.stderr.isatty() or settings.verbose:
+            speed = record.epoch * len(dataset.train) / record.seconds if record.seconds else 0.0
+            say(
+                f"epoch {record.epoch}/{settings.num_epochs}: train loss {record.train_loss:.3f}, "
+                f"test loss {record.test_loss:.3f}, test NLL {record.test_nll:.2f} nats, "
+                f"effective sample size {record.effective_sample_size:.1f}, "
+                f"{record.seconds:.0f} s, {speed:.0f} images/s"
+            )
+
+    def on_checkpoint(state: TrainingState) -> None:
+        checkpoint = Checkpoint(
+            config=config.to_ini(),
+            dataset=dataset.name,
+            image_shape=dataset.image_shape,
+            seed=settings.seed,
+            epoch=state.epoch,
+            iteration=state.iteration,
+            lvkam_version=importlib.metadata.version("lvkam"),
+            arrays=model_arrays(model),
+            training=_training_arrays(model, optimizer, rng, state),
+        )
+        write_checkpoint(folder / "ckpt.h5", checkpoint)
+
+    objective = build_objective(config)
+    state = train(
+        model, objective, optimizer, dataset, config, rng,
+        on_epoch=on_epoch, on_checkpoint=on_checkpoint, say=say,
+    )  # fmt: skip
+    on_checkpoint(state)
+    save_loss_curve(folder / "loss.csv", folder / "loss.png")
+    images, _ = draw_images(model, config, settings.num_generated, settings.seed)
+    save_images(folder / "generated_images.h5", images, dataset.image_shape)
+    say(f"trained for {state.seconds:.0f} s; {len(images)} generated images in {folder / 'generated_images.png'}")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)"
+
+
+def _training_arrays(
+    model: LVKAM, optimizer: Optimizer, rng: torch.Generator, state: TrainingState
+) -> dict[str, np.ndarray]:
+    """What going on with a training needs, beside the model: the arrays of /training/."""
+    arrays = {
+        "training/random/training": rng.get_state().numpy(),
+        "training/grid_update/last": np.asarray(state.last_grid_update),
+        "training/grid_update/period": np.asarray(state.grid_update_period),
+        "training/seconds": np.asarray(state.seconds),
+        "training/threads": np.asarray(torch.get_num_threads()),
+        "training/compiled": np.asarray(False),
+    }
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                arrays[f"training/optimizer/{name}/{key}"] = value.detach().cpu().numpy()
+    return arrays
+
+
+def append_loss(path: Path, record: EpochRecord) -> None:
+    """Add a row to `loss.csv`, with its header if the file is new."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if new:
+            writer.writerow(LOSS_COLUMNS)
+        r = record
+        writer.writerow((
+            f"{r.seconds:.3f}", r.epoch, f"{r.train_loss:.6f}", f"{r.test_loss:.6f}",
+            "true" if r.grid_updated else "false", f"{r.test_nll:.6f}", f"{r.effective_sample_size:.4f}",
+        ))  # fmt: skip
+
+
+def draw_images(model: LVKAM, config: Config, num_images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images (N, D), clipped to [0, 1], and their latents (N, Q), both on the CPU.
+
+    Drawn `batch_size_for_gen` at a time: the same seed gives the same images, whoever asks for them.
+    """
+    rng = random_stream(seed, "generation")
+    size = config.training.generation_batch_size
+    table = model.prior.table()
+    latents = [model.prior.sample(min(size, num_images - i), rng, table) for i in range(0, num_images, size)]
+    images = [model.decode(z).clamp(0, 1).cpu() for z in latents]
+    return torch.cat(images), torch.cat(latents).cpu()
+
+
+def save_images(
+    path: Path, images: Tensor, image_shape: tuple[int, ...], latents: Tensor | None = None, grid: Path | None = None
+) -> None:
+    """Write images (N, D) as the dataset `samples` of an HDF5 file, and a PNG grid beside it.
+
+    Args:
+        path: the HDF5 file.
+        images: (N, D), clipped to [0, 1].
+        image_shape: (H, W) or (H, W, C).
+        latents: (N, Q), written as the dataset `latents` if given.
+        grid: the PNG file; by default `path` with the ending .png.
+    """
+    samples = images.reshape(-1, *image_shape).clamp(0, 1).numpy()
+    with write_atomically(path) as temporary, h5py.File(temporary, "w") as file:
+        file["samples"] = samples.astype(np.float32)
+        if latents is not None:
+            file["latents"] = latents.numpy().astype(np.float32)
+    save_image_grid(grid or path.with_suffix(".png"), samples)
+
+
+def evaluate_checkpoint(
+    path: Path, num_images: int, num_samples: int, seed: int | None = None, data_dir: Path | None = None
+) -> dict[str, Any]:
+    """Evidence of the first test images under a checkpoint's model: the object of `lvkam evaluate --json`.
+
+    Args:
+        path: the checkpoint.
+        num_images: B, the first ones of the test split.
+        num_samples: S.
+        seed: of the samples; the run's own if None.
+        data_dir: where to look for the data first.
+
+    Raises:
+        CheckpointError: no checkpoint.
+        ConfigError: the images cannot be had, or are fewer.
+    """
+    checkpoint, config, model = load_checkpoint(path)
+    training = config.training.model_copy(update={"num_train": 1, "num_test": num_images})
+    dataset = load_config_dataset(config.model_copy(update={"training": training}), data_dir)
+    rng = random_stream(checkpoint.seed if seed is None else seed, "evaluation")
+    evidence = importance_log_evidence(model, dataset.test, num_samples, rng)
+    nll = -float(evidence.log_evidence.mean())
+    return {
+        "nll_nats": nll,
+        "nll_stderr": evidence.mean_standard_error,
+        "bits_per_dim": nll / math.log(2) / dataset.test.shape[1],
+        "effective_sample_size": float(evidence.effective_sample_size.mean()),
+        "num_images": num_images,
+        "num_samples": num_samples,
+        "estimator": "importance",
+        "likelihood": config.generator.likelihood,
+    }
+
+
+def sample_checkpoint(
+    path: Path,
+    num_images: int,
+    output: Path,
+    grid: Path | None = None,
+    *,
+    seed: int | None = None,
+    save_latents: bool = False,
+    overwrite: bool = False,
+) -> tuple[Path, Path]:
+    """Draw images from a checkpoint's model into an HDF5 file and a PNG grid.
+
+    Args:
+        path: the checkpoint.
+        num_images: N.
+        output: the HDF5 file.
+        grid: the PNG file; by default `output` with the ending .png.
+        seed: of the samples; the run's own if None, which gives the run's own images.
+        save_latents: whether to add the dataset `latents`.
+        overwrite: whether files that are there may be replaced.
+
+    Returns:
+        The two files.
+
+    Raises:
+        CheckpointError: no checkpoint.
+        OutputError: a file is there already, or its folder is not.
+    """
+    grid = grid or output.with_suffix(".png")
+    if grid == output:
+        raise OutputError(f"{output}: images and grid cannot be one file; give --grid")
+    for file in (output, grid):
+        if file.exists() and not overwrite:
+            raise OutputError(f"{file}: exists already; give --overwrite to replace it")
+        if not file.absolute().parent.is_dir():
+            raise OutputError(f"{file}: there is no folder {file.parent}")
+    checkpoint, config, model = load_checkpoint(path)
+    images, latents = draw_images(model, config, num_images, checkpoint.seed if seed is None else seed)
+    save_images(output, images, checkpoint.image_shape, latents if save_latents else None, grid)
+    return output, grid
+
+
+def describe_run(
+    config: Config, output: Path | None = None, *, overwrite: bool = False, data_dir: Path | None = None
+) -> dict[str, str]:
+    """What a run would be, after every check that it would make; nothing is written.
+
+    Raises as `run_experiment` does for bad input.
+    """
+    folder = output or default_folder(config)
+    check_folder(folder, overwrite)
+    dataset = load_config_dataset(config, data_dir)
+    model = build_model(config, math.prod(dataset.image_shape))
+    training = config.training
+    steps = math.ceil(training.num_train / training.batch_size)
+    return {
+        "data": f"{dataset.name}, {'x'.join(map(str, dataset.image_shape))}, {len(dataset.train)} images",
+        "prior": f"{config.prior.latent_dim} latent coordinates, {config.prior.num_components} components each, "
+        f"{config.prior.reference_density} reference",
+        "generator": " -> ".join(map(str, (*config.generator.widths, math.prod(dataset.image_shape)))),
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "steps": f"{training.num_epochs} epochs of {steps} steps of {training.batch_size} images "
+        f"and {training.num_samples} samples",
+        "memory": f"about {_memory_estimate(model, config, dataset) / 2**20:.0f} MiB",
+        "folder": str(folder),
+    }
+
+
+def _memory_estimate(model: LVKAM, config: Config, dataset: Dataset) -> float:
+    """Bytes: the libraries, the images, parameters with gradients and Adam's two moments, and the step's tensors."""
+    libraries = 350 * 2**20
+    parameters = 4 * sum(p.numel() for p in model.parameters())
+    samples = max(config.training.num_samples, CHUNK)
+    features = sum(layer.num_inputs * (layer.coef.shape[1] + 1) for _, layer in _layers(model))
+    quadrature = config.prior.quadrature_points * config.prior.latent_dim * config.prior.num_components
+    floats = dataset.train.numel() + 4 * parameters / 4 + 6 * samples * features + 12 * quadrature
+    return libraries + 4 * floats
