@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
 from lvkam_cli.options import (
     config_argument,
     data_dir_option,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
 from lvkam_cli.options import checkpoint_argument, data_dir_option, json_option, seed_option
 
 
@@ -42,5 +41,5 @@ def command(
     click.echo(f"effective sample size  {summary['effective_sample_size']:.1f} of {num_samples} ({estimator})")
     click.echo(f"images                 {num_images}, the first of the test split")
     if summary["likelihood"] == "bernoulli":
-        click.echo("The Bernoulli log-likelihood of grey values is a cross-entropy: it does not compare with densities\n"
-                   "of discretised data. The estimate is an upper bound on average.")  # fmt: skip
+        click.echo("On grey values the Bernoulli log-likelihood is a cross-entropy: it does not compare")
+        click.echo("with densities of discretised data. On average the estimate is an upper bound.")

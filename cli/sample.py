@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
 from lvkam_cli.options import checkpoint_argument, overwrite_option, seed_option
 
 

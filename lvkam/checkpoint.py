@@ -123,7 +123,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         with h5py.File(path, "r") as file:
             return _read(path, file)
-    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError) as error:
         # what h5py raises on a file whose structure is broken
         raise CheckpointError(f"{path}: damaged: {error}") from error
 
@@ -137,7 +137,8 @@ def _read(path: Path, file: h5py.File) -> Checkpoint:
     if missing:
         raise CheckpointError(f"{path}: damaged: the attribute {missing[0]} is missing")
     attributes: dict[str, object] = {n: str(file.attrs[n]) for n in _TEXT}
-    attributes |= {n: int(file.attrs[n]) for n in _NUMBERS}
+    numbers = {n: int(np.asarray(file.attrs[n]).item()) for n in _NUMBERS}
+    attributes |= numbers
     attributes["image_shape"] = image_shape = np.asarray(file.attrs["image_shape"], dtype=np.int64)
 
     arrays: dict[str, np.ndarray] = {}
@@ -152,9 +153,9 @@ def _read(path: Path, file: h5py.File) -> Checkpoint:
         config=str(attributes["config"]),
         dataset=str(attributes["dataset"]),
         image_shape=tuple(image_shape.tolist()),
-        seed=int(file.attrs["seed"]),
-        epoch=int(file.attrs["epoch"]),
-        iteration=int(file.attrs["iteration"]),
+        seed=numbers["seed"],
+        epoch=numbers["epoch"],
+        iteration=numbers["iteration"],
         lvkam_version=str(attributes["lvkam_version"]),
         arrays={n: a for n, a in arrays.items() if not n.startswith("training/")},
         training={n: a for n, a in arrays.items() if n.startswith("training/")},

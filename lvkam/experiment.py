@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from lvkam.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_atomically, write_checkpoint
 from lvkam.config import Config, ConfigError, UnivariateConfig, parse_config
-from lvkam.data import DataError, Dataset, TooFewImages, load_dataset
+from lvkam.data import DataError, Dataset, TooFewImagesError, load_dataset
 from lvkam.evidence import CHUNK, importance_log_evidence
 from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
 from lvkam.model import LVKAM
@@ -106,7 +106,7 @@ def _layers(model: LVKAM) -> Iterator[tuple[str, UnivariateFunctions]]:
 @torch.no_grad()
 def model_arrays(model: LVKAM) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint, by their paths in it."""
-    tensors = {"prior/mixture_logits": model.prior.mixture_logits}
+    tensors: dict[str, Tensor] = {"prior/mixture_logits": model.prior.mixture_logits}
     for path, layer in _layers(model):
         tensors[f"{path}/grid"] = layer.grid
         tensors[f"{path}/coef"] = layer.coef.transpose(1, 2)  # (I, K, O) here, (I, O, K) in files
@@ -198,7 +198,7 @@ def load_config_dataset(config: Config, data_dir: Path | None = None) -> Dataset
     settings = config.training
     try:
         return load_dataset(settings.dataset, settings.num_train, settings.num_test, settings.img_resize, data_dir)
-    except TooFewImages as error:
+    except TooFewImagesError as error:
         key = {"train": "N_train", "test": "N_test"}[error.split]
         message = f"at most {error.available}, the {error.split} images of {settings.dataset}"
         raise ConfigError([config.problem("TRAINING", key, message)]) from error
@@ -395,7 +395,11 @@ def draw_images(model: LVKAM, config: Config, num_images: int, seed: int) -> tup
 
 
 def save_images(
-    path: Path, images: Tensor, image_shape: tuple[int, ...], latents: Tensor | None = None, grid: Path | None = None
+    path: Path,
+    images: Tensor,
+    image_shape: tuple[int, ...],
+    latents: Tensor | None = None,
+    grid: Path | None = None,
 ) -> None:
     """Write images (N, D) as the dataset `samples` of an HDF5 file, and a PNG grid beside it.
 

@@ -211,7 +211,14 @@ class MixturePrior(nn.Module):
         if layer.bandwidth is not None:
             return layer.features(nodes.T)
         grid = layer.grid
-        key = (grid.data_ptr(), grid._version, grid.dtype, nodes.shape, float(nodes[0, 0]), float(nodes[0, -1]))
+        key = (
+            grid.data_ptr(),
+            grid._version,
+            grid.dtype,
+            nodes.shape,
+            float(nodes[0, 0]),
+            float(nodes[0, -1]),
+        )
         if self._features is None or self._features[0] != key:
             self._features = (key, layer.features(nodes.T))
         return self._features[1]

@@ -26,7 +26,7 @@ MIN_SPAN = 1e-3
 """Smallest width of an adaptive grid, relative to max(1, |x|): with the share above its narrowest gap is
 still several float32 steps wide."""
 
-FIT_RCOND = 1e-7
+FIT_RCOND = 1e-6
 """Singular values of a design matrix under this share of the largest count as zero: what the points do
 not determine is fitted with the smallest coefficients, which float32 can hold."""
 

@@ -168,9 +168,7 @@ def _update_grids(
     model: LVKAM, state: TrainingState, config: Config, rng: torch.Generator, say: Callable[[str], None]
 ) -> bool:
     settings = config.grid_update
-    model.update_grids(
-        settings.num_samples, rng, prior=settings.update_prior, generator=settings.update_generator
-    )
+    model.update_grids(settings.num_samples, rng, prior=settings.update_prior, generator=settings.update_generator)
     if state.iteration > 1:
         state.grid_update_period = next_period(state.grid_update_period, settings.decay, state.iteration)
     state.last_grid_update = state.iteration
