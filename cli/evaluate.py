@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from lvkam_cli.options import checkpoint_argument, data_dir_option, json_option, seed_option
+
+from .options import checkpoint_argument, data_dir_option, json_option, seed_option
 
 
 @click.command("evaluate")
@@ -30,7 +31,7 @@ def command(
     """Estimate the negative log-likelihood of test images under a trained model."""
     import json
 
-    from lvkam.experiment import evaluate_checkpoint
+    from lvkam.inference import evaluate_checkpoint
 
     summary = evaluate_checkpoint(checkpoint, num_images, num_samples, seed, data_dir)
     if as_json:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from lvkam_cli.options import checkpoint_argument, json_option
+
+from .options import checkpoint_argument, json_option
 
 
 @click.command("info")

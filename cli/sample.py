@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from lvkam_cli.options import checkpoint_argument, overwrite_option, seed_option
+
+from .options import checkpoint_argument, overwrite_option, seed_option
 
 
 @click.command("sample")
@@ -30,7 +31,7 @@ def command(
 
     Without --seed it draws the images of the run's own `generated_images.h5`.
     """
-    from lvkam.experiment import sample_checkpoint
+    from lvkam.inference import sample_checkpoint
 
     for path in sample_checkpoint(
         checkpoint, num_images, output, grid, seed=seed, save_latents=save_latents, overwrite=overwrite

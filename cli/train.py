@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from lvkam_cli.options import (
+
+from .options import (
     config_argument,
     data_dir_option,
     output_folder_option,

@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 
 from lvkam.config import parse_config
+from lvkam.errors import InputError
 
 FORMAT = "lvkam-checkpoint"
 FORMAT_VERSION = 1
@@ -30,7 +31,7 @@ _TEXT = ("format", "lvkam_version", "config", "dataset")
 _NUMBERS = ("format_version", "seed", "epoch", "iteration")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A file that is no checkpoint, or a damaged one; the message names it."""
 
 

@@ -24,8 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lvkam.errors import InputError
 
-class DataError(ValueError):
+
+class DataError(InputError):
     """Data that cannot be had or read; one message says what is missing or wrong."""
 
 

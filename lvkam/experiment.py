@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import filelock
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lvkam.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_atomically, write_checkpoint
-from lvkam.config import Config, ConfigError, UnivariateConfig, parse_config
+from lvkam.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
+from lvkam.config import Config, ConfigError, parse_config
 from lvkam.data import DataError, Dataset, TooFewImagesError, load_dataset
-from lvkam.evidence import CHUNK, importance_log_evidence
+from lvkam.errors import InputError
+from lvkam.evidence import CHUNK
 from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
 from lvkam.model import LVKAM
 from lvkam.objectives import ImportanceSampling
 from lvkam.optimizers import build_optimizer
-from lvkam.plots import save_image_grid, save_loss_curve
+from lvkam.plots import save_loss_curve
 from lvkam.prior import REFERENCE_DENSITIES, MixturePrior
+from lvkam.run_folder import (
+    RUN_FILES,
+    append_loss,
+    check_folder,
+    default_folder,
+    locked,
+    save_images,
+)
+from lvkam.sections import UnivariateConfig
 from lvkam.splines import BASES
 from lvkam.training import EpochRecord, TrainingState, random_stream, train
 from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions
 
-LOSS_COLUMNS = (
-    "Time (s)", "Epoch", "Train Loss", "Test Loss", "Grid Updated", "Test NLL", "Effective Sample Size",
-)  # fmt: skip
 
-RUN_FILES = (
-    "config.ini", "loss.csv", "loss.png", "ckpt.h5",
-    "real_images.h5", "real_images.png", "generated_images.h5", "generated_images.png",
-)  # fmt: skip
-"""What a run writes into its folder."""
-
-
-class OutputError(ValueError):
-    """A place where nothing can be written, or where something would be lost."""
+class DeviceError(InputError):
+    """A device that is not there."""
 
 
 def _family(section: UnivariateConfig) -> FunctionFamily:
@@ -177,7 +173,7 @@ def choose_device(name: str | None, use_gpu: bool) -> torch.device:
     """The device asked for by name, else a GPU if one is wanted and there, else the CPU.
 
     Raises:
-        OutputError: there is no such device.
+        DeviceError: there is no such device.
     """
     if name is None:
         return torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
@@ -185,7 +181,7 @@ def choose_device(name: str | None, use_gpu: bool) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise OutputError(f"--device {name}: no such device here ({str(error).splitlines()[0]})") from error
+        raise DeviceError(f"--device {name}: no such device here ({str(error).splitlines()[0]})") from error
     return device
 
 
@@ -204,48 +200,6 @@ def load_config_dataset(config: Config, data_dir: Path | None = None) -> Dataset
         raise ConfigError([config.problem("TRAINING", key, message)]) from error
     except DataError as error:
         raise ConfigError([f"{config.source}: [TRAINING] dataset = {settings.dataset}: {error}"]) from error
-
-
-def default_folder(config: Config) -> Path:
-    """logs/{Vanilla|Thermodynamic}/{reference density}/{dataset}_{seed}."""
-    method = "Thermodynamic" if config.thermodynamic.num_temps > 1 else "Vanilla"
-    dataset = Path(config.training.dataset).stem
-    return Path("logs", method, config.prior.reference_density, f"{dataset}_{config.training.seed}")
-
-
-def check_folder(folder: Path, overwrite: bool) -> None:
-    """Make sure that a run can write here, without writing anything.
-
-    Raises:
-        OutputError: it holds another run's results, or cannot be written.
-    """
-    held = [name for name in RUN_FILES if (folder / name).exists()]
-    if held and not overwrite:
-        raise OutputError(
-            f"{folder}: holds the results of another run ({', '.join(held)}); "
-            "give --overwrite to replace them, or --output for another folder"
-        )
-    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not existing.is_dir():
-        raise OutputError(f"{folder}: {existing} is not a folder")
-    try:
-        (probe := existing / f".lvkam-{id(folder)}").mkdir()
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
-    probe.rmdir()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise OutputError(f"{folder}: another training is writing here") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _tell(line: str) -> None:
@@ -275,7 +229,7 @@ def run_experiment(
         The run folder.
 
     Raises:
-        ConfigError, OutputError: bad input; nothing was written.
+        InputError: bad configuration, data, folder or device; nothing was written.
         FloatingPointError: a loss, gradient or energy is not finite.
         OSError: a file could not be written.
     """
@@ -284,7 +238,7 @@ def run_experiment(
     chosen = choose_device(device, config.training.use_gpu)
     dataset = load_config_dataset(config, data_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         for name in RUN_FILES:
             (folder / name).unlink(missing_ok=True)
         _run(config, folder, dataset, chosen, say)
@@ -295,7 +249,7 @@ def _run(config: Config, folder: Path, dataset: Dataset, device: torch.device, s
     settings = config.training
     (folder / "config.ini").write_text(config.to_ini(), encoding="utf-8")
     shown = min(settings.num_generated, len(dataset.train))
-    save_images(folder / "real_images.h5", dataset.train[:shown], dataset.image_shape)
+    save_images(folder / "real_images.h5", dataset.train[:shown].numpy(), dataset.image_shape)
 
     model = build_model(config, math.prod(dataset.image_shape)).to(device)
     optimizer = build_optimizer(config.optimizer.type, model.parameters(), config.optimizer.learning_rate)
@@ -306,7 +260,7 @@ def _run(config: Config, folder: Path, dataset: Dataset, device: torch.device, s
     )
 
     def on_epoch(record: EpochRecord) -> None:
-        append_loss(folder / "loss.csv", record)
+        append_loss(folder / "loss.csv", record.as_row())
         if not sys.stderr.isatty() or settings.verbose:
             speed = record.epoch * len(dataset.train) / record.seconds if record.seconds else 0.0
             say(
@@ -338,7 +292,7 @@ def _run(config: Config, folder: Path, dataset: Dataset, device: torch.device, s
     on_checkpoint(state)
     save_loss_curve(folder / "loss.csv", folder / "loss.png")
     images, _ = draw_images(model, config, settings.num_generated, settings.seed)
-    save_images(folder / "generated_images.h5", images, dataset.image_shape)
+    save_images(folder / "generated_images.h5", images.numpy(), dataset.image_shape)
     say(f"trained for {state.seconds:.0f} s; {len(images)} generated images in {folder / 'generated_images.png'}")
 
 
@@ -367,20 +321,6 @@ def _training_arrays(
     return arrays
 
 
-def append_loss(path: Path, record: EpochRecord) -> None:
-    """Add a row to `loss.csv`, with its header if the file is new."""
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if new:
-            writer.writerow(LOSS_COLUMNS)
-        r = record
-        writer.writerow((
-            f"{r.seconds:.3f}", r.epoch, f"{r.train_loss:.6f}", f"{r.test_loss:.6f}",
-            "true" if r.grid_updated else "false", f"{r.test_nll:.6f}", f"{r.effective_sample_size:.4f}",
-        ))  # fmt: skip
-
-
 def draw_images(model: LVKAM, config: Config, num_images: int, seed: int) -> tuple[Tensor, Tensor]:
     """Images (N, D), clipped to [0, 1], and their latents (N, Q), both on the CPU.
 
@@ -392,106 +332,6 @@ def draw_images(model: LVKAM, config: Config, num_images: int, seed: int) -> tup
     latents = [model.prior.sample(min(size, num_images - i), rng, table) for i in range(0, num_images, size)]
     images = [model.decode(z).clamp(0, 1).cpu() for z in latents]
     return torch.cat(images), torch.cat(latents).cpu()
-
-
-def save_images(
-    path: Path,
-    images: Tensor,
-    image_shape: tuple[int, ...],
-    latents: Tensor | None = None,
-    grid: Path | None = None,
-) -> None:
-    """Write images (N, D) as the dataset `samples` of an HDF5 file, and a PNG grid beside it.
-
-    Args:
-        path: the HDF5 file.
-        images: (N, D), clipped to [0, 1].
-        image_shape: (H, W) or (H, W, C).
-        latents: (N, Q), written as the dataset `latents` if given.
-        grid: the PNG file; by default `path` with the ending .png.
-    """
-    samples = images.reshape(-1, *image_shape).clamp(0, 1).numpy()
-    with write_atomically(path) as temporary, h5py.File(temporary, "w") as file:
-        file["samples"] = samples.astype(np.float32)
-        if latents is not None:
-            file["latents"] = latents.numpy().astype(np.float32)
-    save_image_grid(grid or path.with_suffix(".png"), samples)
-
-
-def evaluate_checkpoint(
-    path: Path, num_images: int, num_samples: int, seed: int | None = None, data_dir: Path | None = None
-) -> dict[str, Any]:
-    """Evidence of the first test images under a checkpoint's model: the object of `lvkam evaluate --json`.
-
-    Args:
-        path: the checkpoint.
-        num_images: B, the first ones of the test split.
-        num_samples: S.
-        seed: of the samples; the run's own if None.
-        data_dir: where to look for the data first.
-
-    Raises:
-        CheckpointError: no checkpoint.
-        ConfigError: the images cannot be had, or are fewer.
-    """
-    checkpoint, config, model = load_checkpoint(path)
-    training = config.training.model_copy(update={"num_train": 1, "num_test": num_images})
-    dataset = load_config_dataset(config.model_copy(update={"training": training}), data_dir)
-    rng = random_stream(checkpoint.seed if seed is None else seed, "evaluation")
-    evidence = importance_log_evidence(model, dataset.test, num_samples, rng)
-    nll = -float(evidence.log_evidence.mean())
-    return {
-        "nll_nats": nll,
-        "nll_stderr": evidence.mean_standard_error,
-        "bits_per_dim": nll / math.log(2) / dataset.test.shape[1],
-        "effective_sample_size": float(evidence.effective_sample_size.mean()),
-        "num_images": num_images,
-        "num_samples": num_samples,
-        "estimator": "importance",
-        "likelihood": config.generator.likelihood,
-    }
-
-
-def sample_checkpoint(
-    path: Path,
-    num_images: int,
-    output: Path,
-    grid: Path | None = None,
-    *,
-    seed: int | None = None,
-    save_latents: bool = False,
-    overwrite: bool = False,
-) -> tuple[Path, Path]:
-    """Draw images from a checkpoint's model into an HDF5 file and a PNG grid.
-
-    Args:
-        path: the checkpoint.
-        num_images: N.
-        output: the HDF5 file.
-        grid: the PNG file; by default `output` with the ending .png.
-        seed: of the samples; the run's own if None, which gives the run's own images.
-        save_latents: whether to add the dataset `latents`.
-        overwrite: whether files that are there may be replaced.
-
-    Returns:
-        The two files.
-
-    Raises:
-        CheckpointError: no checkpoint.
-        OutputError: a file is there already, or its folder is not.
-    """
-    grid = grid or output.with_suffix(".png")
-    if grid == output:
-        raise OutputError(f"{output}: images and grid cannot be one file; give --grid")
-    for file in (output, grid):
-        if file.exists() and not overwrite:
-            raise OutputError(f"{file}: exists already; give --overwrite to replace it")
-        if not file.absolute().parent.is_dir():
-            raise OutputError(f"{file}: there is no folder {file.parent}")
-    checkpoint, config, model = load_checkpoint(path)
-    images, latents = draw_images(model, config, num_images, checkpoint.seed if seed is None else seed)
-    save_images(output, images, checkpoint.image_shape, latents if save_latents else None, grid)
-    return output, grid
 
 
 def describe_run(

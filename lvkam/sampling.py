@@ -14,14 +14,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _LAST_UNIFORM = 1 - 2.0**-32
 """Uniform numbers stop here: the next row of a table begins at 1."""
 
-_GENTLE = 0.4
-"""Where |s| is below, series stand in for the closed forms, which divide a small difference by s."""
+_GENTLE = 0.25
+"""Where |s| is below, a series stands in for the closed form, which divides a small difference by s."""
+
+_FLATTEST = 1e-30
+"""|s| of a flat cell: small enough to make no difference, and not zero."""
 
 
 class CellTable(NamedTuple):
@@ -50,37 +52,41 @@ def tabulate(nodes: Tensor, log_density: Tensor) -> CellTable:
     peak = log_density.amax(-1, keepdim=True)
     density = torch.exp(log_density - peak)
     slope = log_density.diff(dim=-1)  # s, (Q, P, n-1)
-    square = slope.square()
-    gentle = square < _GENTLE**2
-    safe = torch.where(gentle, 1.0, slope)
-
-    # mean density of a cell: (e^s - 1)/s, or the mean of its ends times tanh(s/2) / (s/2)
-    start, end = density[..., :-1], density[..., 1:]
-    tanh_series = 1 - square * (1 / 12 - square * (1 / 120 - square * (17 / 20160)))
-    mean = torch.where(gentle, (start + end) * (0.5 * tanh_series), (end - start) / safe)
-    # its part that weighs on the cell's right end, the mean of t exp(l_c + s t)
-    centre_series = 0.5 + slope * (1 / 12 - square * (1 / 720 - square * (1 / 30240)))
-    right = torch.where(gentle, mean * centre_series, (end - mean) / safe)
+    # Seen from its higher end a cell falls by the factor e^-a, a = |s|: no exponential can overflow. The tables
+    # are large: intermediate results are overwritten, and branches, which a CPU mispredicts, are arithmetic.
+    a = slope.abs().clamp_(min=_FLATTEST)
+    mean = torch.expm1(-a).neg_().div_(a)  # mean density, the higher end being 1: (1 - e^-a) / a
+    # what of it leans to the higher end: the mean of (t - 1/2) e^(-a (1 - t)), or (1 - mean) / a - mean / 2
+    small = a.clamp(max=_GENTLE)
+    series = small * (1 / 12 - small * (1 / 24 - small * (1 / 80 - small * (1 / 360))))
+    lean = torch.lerp((1 - mean).div_(a).sub_(mean, alpha=0.5), series, (a < _GENTLE).to(a.dtype))
 
     width = nodes.diff(dim=-1).unsqueeze(1)  # (Q, 1, n-1)
-    mass, right = mean * width, right * width
+    scale = torch.maximum(density[..., :-1], density[..., 1:]).mul_(width)
+    mass = mean.mul_(scale)
+    lean = lean.mul_(scale).copysign_(slope)  # to the right end
     total = mass.sum(-1, keepdim=True)
-    share = F.pad(mass - right, (0, 1))
-    share[..., 1:] += right
+    share = torch.empty_like(density)
+    share[..., 0] = 0
+    torch.add(lean, mass, alpha=0.5, out=share[..., 1:])
+    share[..., :-1] += torch.sub(mass, lean, alpha=2).mul_(0.5)
     return CellTable(
         nodes,
         log_density,
         (peak + total.log()).squeeze(-1),
-        share / total,
+        share.div_(total),
         _stacked_cdf(mass.flatten(0, 1)),
     )
 
 
 def _stacked_cdf(mass: Tensor) -> Tensor:
     """Normalised cumulative sums, row r from r to exactly r+1: (R, n) -> (R, n+1), float64."""
-    sums = mass.cumsum(-1, dtype=torch.float64)
-    row = torch.arange(mass.shape[0], dtype=torch.float64, device=mass.device).unsqueeze(1)
-    return F.pad(sums / sums[:, -1:], (1, 0)) + row
+    rows, length = mass.shape
+    cdf = mass.new_empty(rows, length + 1, dtype=torch.float64)
+    cdf[:, 0] = 0
+    torch.cumsum(mass, -1, dtype=torch.float64, out=cdf[:, 1:])
+    row = torch.arange(rows, dtype=torch.float64, device=mass.device).unsqueeze(1)
+    return cdf.div_(cdf[:, -1:].clone()).add_(row)
 
 
 def _search_rows(cdf: Tensor, row: Tensor, uniform: Tensor) -> Tensor:

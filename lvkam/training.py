@@ -56,6 +56,18 @@ class EpochRecord(NamedTuple):
     test_nll: float
     effective_sample_size: float
 
+    def as_row(self) -> dict[str, str]:
+        """Columns of `loss.csv` and their text."""
+        return {
+            "Time (s)": f"{self.seconds:.3f}",
+            "Epoch": str(self.epoch),
+            "Train Loss": f"{self.train_loss:.6f}",
+            "Test Loss": f"{self.test_loss:.6f}",
+            "Grid Updated": "true" if self.grid_updated else "false",
+            "Test NLL": f"{self.test_nll:.6f}",
+            "Effective Sample Size": f"{self.effective_sample_size:.4f}",
+        }
+
 
 @dataclass
 class TrainingState:

@@ -1,0 +1,108 @@
+"""A run's folder: its name, who may write there, and its files of numbers and images."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+import h5py
+import numpy as np
+
+from lvkam.checkpoint import write_atomically
+from lvkam.config import Config
+from lvkam.errors import InputError
+from lvkam.plots import save_image_grid
+
+RUN_FILES = (
+    "config.ini", "loss.csv", "loss.png", "ckpt.h5",
+    "real_images.h5", "real_images.png", "generated_images.h5", "generated_images.png",
+)  # fmt: skip
+"""What a run writes into its folder."""
+
+
+class OutputError(InputError):
+    """A place where nothing can be written, or where something would be lost."""
+
+
+def default_folder(config: Config) -> Path:
+    """logs/{Vanilla|Thermodynamic}/{reference density}/{dataset}_{seed}."""
+    method = "Thermodynamic" if config.thermodynamic.num_temps > 1 else "Vanilla"
+    dataset = Path(config.training.dataset).stem
+    return Path("logs", method, config.prior.reference_density, f"{dataset}_{config.training.seed}")
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Make sure that a run can write here, without writing anything.
+
+    Raises:
+        OutputError: it holds another run's results, or cannot be written.
+    """
+    held = [name for name in RUN_FILES if (folder / name).exists()]
+    if held and not overwrite:
+        raise OutputError(
+            f"{folder}: holds the results of another run ({', '.join(held)}); "
+            "give --overwrite to replace them, or --output for another folder"
+        )
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise OutputError(f"{folder}: {existing} is not a folder")
+    try:
+        (probe := existing / f".lvkam-{id(folder)}").mkdir()
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+    probe.rmdir()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Context in which no other training writes here.
+
+    Raises:
+        OutputError: one does already.
+    """
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise OutputError(f"{folder}: another training is writing here") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def append_loss(path: Path, row: Mapping[str, str]) -> None:
+    """Add a row to `loss.csv`, after a header with its columns if the file is new."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def save_images(
+    path: Path,
+    images: np.ndarray,
+    image_shape: tuple[int, ...],
+    latents: np.ndarray | None = None,
+    grid: Path | None = None,
+) -> None:
+    """Write images (N, D) as the dataset `samples` of an HDF5 file, and a PNG grid beside it.
+
+    Args:
+        path: the HDF5 file.
+        images: (N, D), clipped to [0, 1].
+        image_shape: (H, W) or (H, W, C).
+        latents: (N, Q), written as the dataset `latents` if given.
+        grid: the PNG file; by default `path` with the ending .png.
+    """
+    samples = np.clip(images.reshape(-1, *image_shape), 0, 1)
+    with write_atomically(path) as temporary, h5py.File(temporary, "w") as file:
+        file["samples"] = samples.astype(np.float32)
+        if latents is not None:
+            file["latents"] = latents.astype(np.float32)
+    save_image_grid(grid or path.with_suffix(".png"), samples)
