@@ -70,7 +70,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "epoch": checkpoint.epoch,
         "iteration": checkpoint.iteration,
     }
-    arrays = {name: np.ascontiguousarray(a) for name, a in {**checkpoint.arrays, **checkpoint.training}.items()}
+    arrays = {name: np.asarray(a, order="C") for name, a in {**checkpoint.arrays, **checkpoint.training}.items()}
     digests = {name: _digest(array) for name, array in arrays.items()}
     with write_atomically(path) as temporary, h5py.File(temporary, "w") as file:
         for name, array in arrays.items():
@@ -180,7 +180,7 @@ def _collect(path: Path, group: h5py.Group, prefix: str, arrays: dict[str, np.nd
 
 def _digest(array: np.ndarray) -> str:
     header = f"{array.dtype.str} {array.shape} ".encode()
-    return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
+    return hashlib.sha256(header + array.tobytes()).hexdigest()
 
 
 def _total_digest(attributes: Mapping[str, object], digests: Mapping[str, str]) -> str:

@@ -109,7 +109,8 @@ def model_arrays(model: LVKAM) -> dict[str, np.ndarray]:
         tensors[f"{path}/w_base"] = layer.w_base
         tensors[f"{path}/w_spline"] = layer.w_spline
         if layer.bandwidth is not None:
-            tensors[f"{path}/bandwidth"] = layer.bandwidth
+            # in float64, so that its logarithm is the parameter again, to the bit
+            tensors[f"{path}/bandwidth"] = layer.log_bandwidth.double().exp()
     return {path: tensor.detach().cpu().numpy() for path, tensor in tensors.items()}
 
 
@@ -120,15 +121,13 @@ def set_model_arrays(model: LVKAM, arrays: dict[str, np.ndarray], source: str) -
     Raises:
         CheckpointError: the arrays are not those of this model.
     """
-    expected = {path: array.shape for path, array in model_arrays(model).items()}
+    expected = model_arrays(model)
     for path in sorted(expected.keys() | arrays.keys()):
-        found = arrays[path].shape if path in arrays else "nothing"
-        if found != expected.get(path):
-            raise CheckpointError(
-                f"{source}: {path} holds {found}, its configuration means {expected.get(path, 'nothing')}"
-            )
-        if arrays[path].dtype != np.float32 or not np.isfinite(arrays[path]).all():
-            raise CheckpointError(f"{source}: {path} must hold finite float32 numbers")
+        found, meant = (_describe(a[path]) if path in a else "nothing" for a in (arrays, expected))
+        if found != meant:
+            raise CheckpointError(f"{source}: {path} holds {found}, its configuration means {meant}")
+        if not np.isfinite(arrays[path]).all():
+            raise CheckpointError(f"{source}: {path} holds numbers that are not finite")
     tensors = {path: torch.from_numpy(np.array(array)) for path, array in arrays.items()}
     model.prior.mixture_logits.copy_(tensors["prior/mixture_logits"])
     for path, layer in _layers(model):
@@ -138,6 +137,10 @@ def set_model_arrays(model: LVKAM, arrays: dict[str, np.ndarray], source: str) -
         layer.w_spline.copy_(tensors[f"{path}/w_spline"])
         if layer.bandwidth is not None:
             layer.log_bandwidth.copy_(tensors[f"{path}/bandwidth"].log())
+
+
+def _describe(array: np.ndarray) -> str:
+    return f"{array.dtype.name} {array.shape}"
 
 
 class LoadedModel(NamedTuple):

@@ -6,8 +6,8 @@
 The functions f_qp are one layer of univariate functions, or several: the first has Q x H functions, the later
 ones are shared by all coordinates and summed over their inputs, so that f_qp stays a function of z_q alone.
 
-One quadrature serves sampling and normalisation: nodes at the knots and equally spaced in between, the
-log-density interpolated linearly (`lvkam.sampling`).
+One quadrature serves sampling and normalisation: nodes at the knots and evenly in between, the log-density
+interpolated linearly (`lvkam.sampling`).
 
 Letters: N points, Q latent coordinates, P mixture components, H hidden functions, n quadrature nodes.
 """
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lvkam.sampling import CellTable, choose_components, inverse_transform, tabulate
@@ -58,6 +59,9 @@ REFERENCE_DENSITIES = {
 TAIL_MASS = 1e-7
 """Share of its mass that a density may leave beyond either end of the quadrature's range."""
 
+INTERVAL_SHARE = 0.75
+"""Share of the quadrature's nodes that the intervals between knots divide equally; the rest goes by length."""
+
 MAX_WIDENINGS = 12
 """How often the range may widen by half before a density counts as one that cannot be normalised."""
 
@@ -93,7 +97,9 @@ class MixturePrior(nn.Module):
         shapes = [(latent_dim, widths[0]), *zip(widths[:-1], widths[1:], strict=True)]
         self.layers = nn.ModuleList(UnivariateFunctions(i, o, family, rng) for i, o in shapes)
         self.mixture_logits = nn.Parameter(glorot_normal(latent_dim, num_components, rng))
-        self._features: tuple[object, Tensor] | None = None  # grid and nodes, features there
+        self._nodes_key: object = None  # what the quadrature's nodes depend on
+        self._nodes: Tensor | None = None
+        self._features: Tensor | None = None
 
     def _layer(self, index: int) -> UnivariateFunctions:
         layer = self.layers[index]
@@ -176,7 +182,7 @@ class MixturePrior(nn.Module):
         # they were before, and a model read from a file draws the same samples.
         low, high = self.reference.support
         for _ in range(MAX_WIDENINGS):
-            nodes = self._nodes(low, high)
+            nodes = self._quadrature_nodes(low, high)
             energies = self._deepen(self._layer(0).combine(self._features_at(nodes)))  # (n, Q, P)
             log_density = energies.permute(1, 2, 0).contiguous() + self.reference.log_prob(nodes).unsqueeze(1)
             if not torch.isfinite(log_density.sum()):  # one pass; a sum that overflows has diverged as well
@@ -191,37 +197,47 @@ class MixturePrior(nn.Module):
             f"prior: the density of a component does not fit into [{low:g}, {high:g}]: its energies have diverged"
         )
 
-    def _nodes(self, low: float, high: float) -> Tensor:
-        """Quadrature nodes in [low, high]: equally spaced ones and the knots, sorted, (Q, n)."""
+    def _place_nodes(self, low: float, high: float) -> Tensor:
+        """Quadrature nodes in [low, high], sorted, (Q, n): the knots there, and others in between.
+
+        A spline bends as sharply as its knots are close: most nodes are shared equally among the intervals
+        between knots, the rest goes by length, for what lies outside the grid or comes from deeper layers.
+        """
         grid, support = self._layer(0).grid, self.reference.support
         stretch = (high - low) / (support[1] - support[0])
-        num_equal = max(2, round(self.quadrature_points * stretch) - grid.shape[1])
-        equal = torch.linspace(low, high, num_equal, dtype=grid.dtype, device=grid.device)
-        # a knot outside the range makes an empty cell, in the middle, where no tail is measured
-        knots = torch.where((grid > low) & (grid < high), grid, (low + high) / 2)
-        return torch.cat((equal.expand(self.latent_dim, -1), knots), dim=1).sort(dim=1).values
+        ends = torch.tensor([low, high], dtype=torch.float64, device=grid.device).expand(self.latent_dim, -1)
+        breaks = torch.cat((ends, grid.double().clamp(low, high)), dim=1).sort(dim=1).values  # (Q, M+2)
+        length = breaks.diff(dim=1)
+        kept = (length > 0).double()
+        share = INTERVAL_SHARE * kept / kept.sum(1, keepdim=True)
+        share += (1 - INTERVAL_SHARE) * length / length.sum(1, keepdim=True)
+        num_between = max(2, round(self.quadrature_points * stretch) - breaks.shape[1])
+        places = (torch.arange(num_between, dtype=share.dtype, device=grid.device) + 0.5) / num_between
+        cdf = F.pad(share.cumsum(1), (1, 0))
+        cell = torch.searchsorted(cdf, places.expand(self.latent_dim, -1).contiguous(), right=True) - 1
+        within = (places - cdf.gather(1, cell)) / share.gather(1, cell)
+        between = breaks.gather(1, cell) + within * length.gather(1, cell)
+        return torch.cat((between, breaks), dim=1).sort(dim=1).values.to(grid.dtype)
+
+    def _quadrature_nodes(self, low: float, high: float) -> Tensor:
+        """`_place_nodes`, kept as long as neither grid nor range changes."""
+        grid = self._layer(0).grid
+        key = (grid.data_ptr(), grid._version, grid.dtype, low, high)
+        if self._nodes is None or self._nodes_key != key:
+            self._nodes_key, self._nodes, self._features = key, self._place_nodes(low, high), None
+        return self._nodes
 
     def _features_at(self, nodes: Tensor) -> Tensor:
-        """The first layer's features at the nodes: (Q, n) -> (n, Q, K+1).
+        """The first layer's features at the quadrature nodes: (Q, n) -> (n, Q, K+1).
 
-        They change only with the grid and the nodes, and are kept; but a bandwidth changes them too, and they
-        carry its gradient.
+        They are kept with the nodes; but a bandwidth changes them too, and they carry its gradient.
         """
         layer = self._layer(0)
-        if layer.bandwidth is not None:
+        if layer.bandwidth is not None or nodes is not self._nodes:
             return layer.features(nodes.T)
-        grid = layer.grid
-        key = (
-            grid.data_ptr(),
-            grid._version,
-            grid.dtype,
-            nodes.shape,
-            float(nodes[0, 0]),
-            float(nodes[0, -1]),
-        )
-        if self._features is None or self._features[0] != key:
-            self._features = (key, layer.features(nodes.T))
-        return self._features[1]
+        if self._features is None:
+            self._features = layer.features(nodes.T)
+        return self._features
 
     @torch.no_grad()
     def update_grids(self, num_samples: int, rng: torch.Generator) -> None:

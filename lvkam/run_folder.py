@@ -48,7 +48,8 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         )
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not existing.is_dir():
-        raise OutputError(f"{folder}: {existing} is not a folder")
+        what = "" if existing == folder.absolute() else f"{existing} "
+        raise OutputError(f"{folder}: {what}is not a folder")
     try:
         (probe := existing / f".lvkam-{id(folder)}").mkdir()
     except OSError as error:

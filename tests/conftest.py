@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +14,9 @@ from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
 from lvkam.model import LVKAM
 from lvkam.prior import REFERENCE_DENSITIES, MixturePrior
 from lvkam.univariate import FunctionFamily
+
+# The tensors are small and the tests run side by side: threads would only wait for one another.
+torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -40,6 +45,30 @@ def small_model(prior: MixturePrior, data_dim: int = 5, likelihood: str = "berno
     activation = OUTPUT_ACTIVATIONS["sigmoid" if likelihood == "bernoulli" else "none"]
     assert likelihood in {"bernoulli", "l2"}
     return LVKAM(prior, generator, "l2" if likelihood == "l2" else "bernoulli", activation)
+
+
+def small_overrides() -> list[str]:
+    """`--set` values of a model that trains in a second."""
+    return [
+        "MIX_PRIOR.layer_widths=3, 4", "MIX_PRIOR.grid_size=5", "MIX_PRIOR.quadrature_points=64",
+        "KAN_LIKELIHOOD.expert_widths=4, 6", "KAN_LIKELIHOOD.grid_size=5", "GRID_UPDATING.num_grid_updating_samples=32",
+        "TRAINING.batch_size=25", "TRAINING.MC_expectation_sample_size=16",
+        "TRAINING.N_train=200", "TRAINING.N_test=20", "TRAINING.num_generated_samples=30",
+        "TRAINING.batch_size_for_gen=20", "TRAINING.N_epochs=2", "TRAINING.img_resize=7, 7",
+    ]  # fmt: skip
+
+
+def h5_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an HDF5 file by their paths in it, read by h5py alone."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def keep(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            arrays[name] = np.asarray(item[()])
+
+    with h5py.File(path) as file:
+        file.visititems(keep)
+    return arrays
 
 
 @pytest.fixture(scope="session")

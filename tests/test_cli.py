@@ -1,0 +1,311 @@
+"""The command line from end to end, on the MNIST inside the package: what a user types, what comes back."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lvkam.config import parse_config
+from lvkam.experiment import build_model
+from tests.conftest import REPOSITORY, h5_arrays, small_overrides
+
+PROGRAM = [str(Path(sys.executable).with_name("lvkam"))]
+COMMANDS = ["train", "sample", "evaluate", "info", "check"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LVKAM_DATA_DIR": ""}
+
+
+def lvkam(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *map(str, arguments)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def settings(*overrides: str) -> list[str]:
+    return [word for override in (*small_overrides(), *overrides) for word in ("--set", override)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the repository's configuration and a run of it, made small."""
+    folder = tmp_path_factory.mktemp("user")
+    shutil.copy(REPOSITORY / "nist_config.ini", folder)
+    done = lvkam("train", "nist_config.ini", *settings(), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "logs/Vanilla/uniform/MNIST_1\n"
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("MNIST 7x7, 200 images; ")
+    assert "on cpu (1 threads); writing to logs/Vanilla/uniform/MNIST_1" in lines[0]
+    assert [re.match(r"epoch (\d)/2: train loss ", line) is not None for line in lines[1:4]] == [True] * 3
+    assert re.fullmatch(r"trained for \d+ s; 30 generated images in .*/generated_images\.png", lines[4])
+    return folder
+
+
+def run_of(folder: Path) -> Path:
+    return folder / "logs/Vanilla/uniform/MNIST_1"
+
+
+def test_help_needs_no_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.argv = ['lvkam', '--help']\n"
+        "from lvkam_cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'scipy', 'h5py', 'matplotlib', 'numpy', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[-len(COMMANDS) :]] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_every_command_explains_itself(command: str, option: str, tmp_path: Path) -> None:
+    done = lvkam(command, option, cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"Usage: lvkam {command} [OPTIONS]" in done.stdout
+    assert done.stderr == ""
+
+
+def test_the_log_has_an_epoch_a_line(folder: Path) -> None:
+    with (run_of(folder) / "loss.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["Epoch"] for row in rows] == ["0", "1", "2"]
+    assert float(rows[-1]["Test NLL"]) < float(rows[0]["Test NLL"])
+
+
+def test_info(folder: Path) -> None:
+    done = lvkam("info", run_of(folder) / "ckpt.h5", "--json", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    described = json.loads(done.stdout)
+    config = parse_config((run_of(folder) / "config.ini").read_text(encoding="utf-8"), "config.ini")
+    assert described["parameters"] == sum(p.numel() for p in build_model(config, 49).parameters())
+    assert (described["epoch"], described["iteration"]) == (2, 16)
+    assert (described["dataset"], described["image_shape"], described["verified"]) == ("MNIST", [7, 7], True)
+    assert described["config"]["MIX_PRIOR"]["ε_scale"] == 0.1
+    assert described["config"]["TRAINING"]["img_resize"] == [7, 7]
+    text = lvkam("info", run_of(folder) / "ckpt.h5", cwd=folder).stdout
+    assert f"parameters     {described['parameters']}\n" in text
+    assert "\n[MIX_PRIOR]\n" in text
+
+
+def test_sample(folder: Path, tmp_path: Path) -> None:
+    checkpoint = run_of(folder) / "ckpt.h5"
+    first = lvkam("sample", checkpoint, "-n", "5", "--seed", "3", "--save-latents", cwd=tmp_path)
+    assert (first.returncode, first.stdout, first.stderr) == (0, "samples.h5\nsamples.png\n", "")
+    again = lvkam("sample", checkpoint, "-n", "5", "--seed", "3", "--output", "b.h5", "--grid", "g.png", cwd=tmp_path)
+    assert again.stdout == "b.h5\ng.png\n"
+    drawn = h5_arrays(tmp_path / "samples.h5")
+    assert drawn["latents"].shape == (5, 4)
+    assert np.array_equal(drawn["samples"], h5_arrays(tmp_path / "b.h5")["samples"])
+    refused = lvkam("sample", checkpoint, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr == "error: samples.h5: exists already; give --overwrite to replace it\n"
+    assert lvkam("sample", checkpoint, "--overwrite", cwd=tmp_path).returncode == 0
+    assert len(h5_arrays(tmp_path / "samples.h5")["samples"]) == 100
+
+
+def test_evaluate(folder: Path) -> None:
+    arguments = (
+        "evaluate",
+        run_of(folder) / "ckpt.h5",
+        "--estimator",
+        "importance",
+        "--num-images",
+        "40",
+        "--num-samples",
+        "300",
+    )
+    done = lvkam(*arguments, "--json", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert {"nll_nats", "nll_stderr", "bits_per_dim", "effective_sample_size", "num_images", "estimator"} <= set(found)
+    assert (found["num_images"], found["estimator"]) == (40, "importance")
+    text = lvkam(*arguments, cwd=folder).stdout
+    assert f"test NLL               {found['nll_nats']:.3f} +- {found['nll_stderr']:.3f} nats an image" in text
+    assert "does not compare" in text
+
+
+def test_check_trains_nothing(folder: Path, tmp_path: Path) -> None:
+    done = lvkam("check", folder / "nist_config.ini", *settings("TRAINING.N_epochs=7"), "--seed", "5", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "folder       logs/Vanilla/uniform/MNIST_5\n" in done.stdout
+    assert "steps        7 epochs of 8 steps of 25 images and 16 samples\n" in done.stdout
+    assert "\nseed = 5\n" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fashion_mnist_by_data_dir(folder: Path, tmp_path: Path, data_dir: Path) -> None:
+    arguments = settings("TRAINING.dataset=FMNIST", "TRAINING.N_epochs=1", "MIX_PRIOR.π_0=gaussian")
+    done = lvkam("train", folder / "nist_config.ini", *arguments, "--seed", "2", "--data-dir", data_dir, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "logs/Vanilla/gaussian/FMNIST_2\n"), done.stderr
+    real = h5_arrays(tmp_path / "logs/Vanilla/gaussian/FMNIST_2/real_images.h5")["samples"]
+    mnist = h5_arrays(run_of(folder) / "real_images.h5")["samples"]
+    assert real.shape == mnist.shape
+    assert not np.array_equal(real, mnist)
+
+
+def test_a_second_run_needs_overwrite(folder: Path) -> None:
+    before = {p.name: p.read_bytes() for p in run_of(folder).iterdir()}
+    done = lvkam("train", "nist_config.ini", *settings(), cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: logs/Vanilla/uniform/MNIST_1: holds the results of another run (config.ini, ")
+    assert {p.name: p.read_bytes() for p in run_of(folder).iterdir()} == before
+
+
+BAD_INPUT = {
+    "missing file": (["train", "none.ini"], "error: none.ini: no such file\n"),
+    "not an INI": (["train", "picture.png"], "error: picture.png: not a text file in UTF-8 (byte 0)\n"),
+    "unknown key": (
+        ["train", "c.ini", "--set", "TRAINING.batchsize=3"],
+        "error: --set: [TRAINING] batchsize: unknown key; did you mean 'batch_size'?\n",
+    ),
+    "wrong type": (
+        ["train", "c.ini", "--set", "TRAINING.N_epochs=ten"],
+        "error: --set: [TRAINING] N_epochs = ten: must be an integer from 1 to 1000000000\n",
+    ),
+    "out of range": (
+        ["check", "c.ini", "--set", "MIX_PRIOR.spline_degree=6"],
+        "error: --set: [MIX_PRIOR] spline_degree = 6: must be an integer from 1 to 5\n",
+    ),
+    "contradicting widths": (
+        ["train", "c.ini", "--set", "MIX_PRIOR.layer_widths=50, 100"],
+        "error: c.ini: [KAN_LIKELIHOOD] expert_widths = 101, 202: must be a list that begins with 100, the number of "
+        "latent coordinates (the last of [MIX_PRIOR] layer_widths)\n",
+    ),
+    "more images than there are": (
+        ["train", "c.ini", "--set", "TRAINING.N_train=60001"],
+        "error: --set: [TRAINING] N_train = 60001: must be at most 60000, the training images of MNIST\n",
+    ),
+    "batch larger than the data": (
+        ["train", "c.ini", "--set", "TRAINING.N_train=63"],
+        "error: c.ini: [TRAINING] batch_size = 64: must be at most N_train = 63\n",
+    ),
+    "several at once": (
+        ["train", "c.ini", "--set", "TRAINING.N_epochs=0", "--set", "NONSENSE.key=1"],
+        "error: --set: [NONSENSE]: unknown section; known sections: [MIX_PRIOR], [KAN_LIKELIHOOD], [GRID_UPDATING], "
+        "[THERMODYNAMIC_INTEGRATION], [TRAINING], [OPTIMIZER], [LINE_SEARCH]\n"
+        "--set: [TRAINING] N_epochs = 0: must be an integer from 1 to 1000000000\n",
+    ),
+    "folder that is a file": (
+        ["train", "c.ini", "--output", "c.ini"],
+        "error: c.ini: is not a folder\n",
+    ),
+    "folder that cannot be written": (
+        ["train", "c.ini", "--output", "/proc/lvkam"],
+        "error: /proc/lvkam: cannot be written (No such file or directory)\n",
+    ),
+    "unknown device": (["train", "c.ini", "--device", "toaster"], "error: --device toaster: no such device here"),
+    "not implemented yet": (
+        ["train", "c.ini", "--set", "THERMODYNAMIC_INTEGRATION.num_temps=30"],
+        "error: --set: [THERMODYNAMIC_INTEGRATION] num_temps = 30: is not implemented yet\n",
+    ),
+    "no checkpoint": (["sample", "c.ini"], "error: c.ini: not a checkpoint of lvkam (not an HDF5 file)\n"),
+    "missing checkpoint": (["evaluate", "none.h5"], "error: none.h5: no such file\n"),
+    "another HDF5 file": (["info", "other.h5"], "error: other.h5: not a checkpoint of lvkam\n"),
+    "unknown option": (["train", "c.ini", "--nonsense"], "Error: No such option"),
+    "unknown command": (["fly"], "Error: No such command 'fly'."),
+    "number out of range": (["sample", "c.ini", "-n", "0"], "Error: Invalid value for '-n': 0 is not in the range"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_message_and_status_2(case: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "nist_config.ini", tmp_path / "c.ini")
+    shutil.copy(run_of(folder) / "loss.png", tmp_path / "picture.png")
+    shutil.copy(run_of(folder) / "real_images.h5", tmp_path / "other.h5")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    arguments, message = BAD_INPUT[case]
+    done = lvkam(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    if message.endswith("\n"):
+        assert done.stderr == message
+    else:
+        assert message in done.stderr
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_damaged_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
+    content = bytearray((run_of(folder) / "ckpt.h5").read_bytes())
+    weights = h5_arrays(run_of(folder) / "ckpt.h5")["generator/layers/1/w_base"].tobytes()
+    content[content.index(weights) + 100] ^= 1
+    (tmp_path / "bad.h5").write_bytes(content)
+    done = lvkam("info", "bad.h5", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: bad.h5: damaged: the checksum of generator/layers/1/w_base does not match\n"
+
+
+def test_a_run_that_diverges_ends_with_status_1(folder: Path, tmp_path: Path) -> None:
+    overrides = settings("OPTIMIZER.type=sgd", "OPTIMIZER.learning_rate=1e30")
+    done = lvkam("train", folder / "nist_config.ini", *overrides, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.fullmatch(r"failed: (epoch \d, iteration \d: |prior: ).*", done.stderr.splitlines()[-1])
+    assert not (run_of(tmp_path) / "ckpt.h5").exists()
+
+
+def test_too_little_memory_is_one_message(folder: Path, tmp_path: Path) -> None:
+    overrides = settings("MIX_PRIOR.layer_widths=1000000, 1000000", "KAN_LIKELIHOOD.expert_widths=1000000")
+    done = lvkam("train", folder / "nist_config.ini", *overrides, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("failed: out of memory; ")
+
+
+def test_an_interrupt_ends_with_status_130(folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*PROGRAM, "train", str(folder / "nist_config.ini"), *settings("TRAINING.N_epochs=100000")],
+        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (run_of(tmp_path) / "ckpt.h5").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.endswith("interrupted\n")
+    assert "Traceback" not in errors
+    assert lvkam("info", run_of(tmp_path) / "ckpt.h5", cwd=tmp_path).returncode == 0
+
+
+def test_older_keys_are_accepted_with_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "old.ini").write_text(
+        "[kan_likelihood]\nlayer_widths = 101, 8\noutput_dim = 3\n[TRAINING]\nupdate_grid = false\n", encoding="utf-8"
+    )
+    done = lvkam("check", "old.ini", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "warning: old.ini: [KAN_LIKELIHOOD] layer_widths: an older name of [KAN_LIKELIHOOD] expert_widths",
+        "warning: old.ini: [KAN_LIKELIHOOD] output_dim: an older key, without effect",
+    ]
+    assert "generator    101 -> 8 -> 784\n" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU: the message names it instead")
+def test_use_gpu_without_one_says_what_is_used(folder: Path, tmp_path: Path) -> None:
+    done = lvkam("train", folder / "nist_config.ini", *settings("TRAINING.use_gpu=true"), cwd=tmp_path)
+    assert "parameters on cpu (1 threads)" in done.stderr

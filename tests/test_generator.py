@@ -1,0 +1,74 @@
+"""Likelihoods against closed forms, layers against their composition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from lvkam.generator import KANGenerator, bernoulli_log_likelihood, gaussian_log_likelihood, squared_distance
+from lvkam.univariate import FunctionFamily, UnivariateFunctions
+from tests.conftest import stream
+
+
+def test_bernoulli_log_likelihood_is_its_definition() -> None:
+    x = torch.rand(5, 7, generator=stream(0), dtype=torch.float64)
+    x[0], x[1] = 0.0, 1.0
+    logits = 4 * torch.randn(6, 7, generator=stream(1), dtype=torch.float64)
+    y = 1 / (1 + np.exp(-logits.numpy()))[None]
+    t = x.numpy()[:, None]
+    expected = (t * np.log(y) + (1 - t) * np.log(1 - y)).sum(-1)
+    np.testing.assert_allclose(bernoulli_log_likelihood(x, logits).numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(bernoulli_log_likelihood(x.float(), logits.float()).numpy(), expected, rtol=1e-5)
+
+
+def test_bernoulli_log_likelihood_of_certain_pixels_is_finite() -> None:
+    x = torch.tensor([[0.0, 1.0]])
+    logits = torch.tensor([[-1e4, 1e4], [1e4, -1e4]])
+    assert bernoulli_log_likelihood(x, logits).tolist() == [[0.0, -2e4]]
+
+
+@pytest.mark.parametrize("std", [0.1, 1.0, 3.0])
+def test_gaussian_log_likelihood_is_scipys(std: float) -> None:
+    x = torch.rand(4, 9, generator=stream(2), dtype=torch.float64)
+    mean = torch.rand(5, 9, generator=stream(3), dtype=torch.float64)
+    expected = stats.norm.logpdf(x.numpy()[:, None], mean.numpy()[None], std).sum(-1)
+    np.testing.assert_allclose(gaussian_log_likelihood(x, mean, std).numpy(), expected, rtol=1e-10)
+
+
+def test_squared_distance_survives_a_far_origin() -> None:
+    x = 100 + torch.rand(4, 50, generator=stream(4))
+    y = 100 + torch.rand(6, 50, generator=stream(5))
+    expected = ((x.double()[:, None] - y.double()[None]) ** 2).sum(-1)
+    np.testing.assert_allclose(squared_distance(x, y).numpy(), expected.numpy(), rtol=1e-5)
+    assert (squared_distance(x, x).diagonal() >= 0).all()
+
+
+@pytest.mark.parametrize("hidden", [(), (4,), (4, 3)])
+def test_layers_are_composed(hidden: tuple[int, ...]) -> None:
+    generator = KANGenerator([2, *hidden, 5], FunctionFamily(grid_size=6), stream(6))
+    z = torch.rand(8, 2, generator=stream(7))
+    values = z
+    for layer in generator.layers:
+        assert isinstance(layer, UnivariateFunctions)
+        values = layer.functions(values).sum(1)  # each function by itself, then the sum over the inputs
+    np.testing.assert_allclose(generator(z).detach().numpy(), values.detach().numpy(), atol=1e-5)
+    assert generator(z).shape == (8, 5)
+
+
+def test_each_layer_adapts_to_its_own_inputs() -> None:
+    """The knots of layer n span what layer n - 1, already adapted, makes of the latents."""
+    generator = KANGenerator([2, 4, 5], FunctionFamily(grid_size=6), stream(8))
+    z = 0.2 + 0.3 * torch.rand(300, 2, generator=stream(9))
+    before = generator(z).detach()
+    generator.update_grids(z)
+    inputs: list[Tensor] = [z, generator.layers[0](z).detach()]
+    for layer, x in zip(generator.layers, inputs, strict=True):
+        assert isinstance(layer, UnivariateFunctions)
+        inner = layer.grid[:, 3:-3]
+        np.testing.assert_allclose(inner[:, 0].numpy(), x.amin(0).numpy(), atol=2e-3)
+        np.testing.assert_allclose(inner[:, -1].numpy(), x.amax(0).numpy(), atol=2e-3)
+    # the functions are smooth: new knots describe nearly the same ones
+    np.testing.assert_allclose(generator(z).detach().numpy(), before.numpy(), atol=1e-2)

@@ -1,0 +1,106 @@
+"""The floors of the house: a file imports only from lower floors, and what the rules forbid is nowhere."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+FLOORS = {
+    "lvkam.errors": 0,
+    "lvkam.ini": 0,
+    "lvkam.sections": 0,
+    "lvkam.splines": 0,
+    "lvkam.sampling": 0,
+    "lvkam.optimizers": 0,
+    "lvkam.plots": 0,
+    "lvkam.config": 1,
+    "lvkam.data": 1,
+    "lvkam.univariate": 1,
+    "lvkam.checkpoint": 2,
+    "lvkam.prior": 2,
+    "lvkam.generator": 2,
+    "lvkam.run_folder": 3,
+    "lvkam.model": 3,
+    "lvkam.objectives": 4,
+    "lvkam.evidence": 4,
+    "lvkam.training": 5,
+    "lvkam.experiment": 6,
+    "lvkam.inference": 7,
+    "lvkam_cli": 8,
+}
+MATHEMATICS = ("splines", "sampling", "univariate", "prior", "generator", "model", "objectives", "evidence")
+SOURCES = sorted([*REPOSITORY.glob("lvkam/*.py"), *REPOSITORY.glob("cli/*.py")])
+
+
+def module_of(path: Path) -> str:
+    return "lvkam_cli" if path.parent.name == "cli" else f"lvkam.{path.stem}"
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of ours that a file imports anywhere in it, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return {name for name in found if name.split(".")[0] in {"lvkam", "lvkam_cli"}}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if p.stem != "__init__"], ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_a_file_imports_only_from_lower_floors(path: Path) -> None:
+    own = FLOORS[module_of(path)]
+    for name in imports_of(path):
+        assert FLOORS[name] < own, f"{path.name} (floor {own}) imports {name} (floor {FLOORS[name]})"
+
+
+@pytest.mark.parametrize("name", MATHEMATICS)
+def test_mathematical_files_open_with_an_equation_and_the_shape_letters(name: str) -> None:
+    head = ast.get_docstring(ast.parse((REPOSITORY / "lvkam" / f"{name}.py").read_text(encoding="utf-8")))
+    assert head is not None
+    assert "Letters:" in head
+    assert any(line.startswith("    ") and ("=" in line or "~" in line) for line in head.splitlines())
+
+
+def test_floors_0_to_4_and_the_whole_stay_small() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    mathematics = [REPOSITORY / "lvkam" / f"{name}.py" for name in MATHEMATICS]
+    assert sum(lines[path] for path in mathematics) <= 1500
+    assert sum(lines.values()) <= 5000
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_no_pickle_no_global_seed_no_swallowed_error(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for forbidden in (
+        "import pickle",
+        "torch.load(",
+        "torch.save(",
+        "torch.manual_seed",
+        "np.random.seed",
+        "breakpoint(",
+    ):
+        assert forbidden not in text
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ExceptHandler):
+            broad = node.type is None or (
+                isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"}
+            )
+            assert not broad, f"{path.name}, line {node.lineno}: catches everything"
+
+
+def test_the_random_source_is_never_called_generator() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.arg)
+                and node.annotation is not None
+                and "torch.Generator" in ast.unparse(node.annotation)
+            ):
+                assert node.arg == "rng", f"{path.name}, line {node.lineno}"
