@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ FORMAT = "lvkam-checkpoint"
 FORMAT_VERSION = 1
 _TEXT = ("format", "lvkam_version", "config", "dataset")
 _NUMBERS = ("format_version", "seed", "epoch", "iteration")
+_ATTRIBUTES: dict[str, type] = {
+    **dict.fromkeys((*_TEXT, "sha256"), str),
+    **dict.fromkeys(_NUMBERS, np.integer),
+    "image_shape": np.ndarray,
+}
 
 
 class CheckpointError(InputError):
@@ -79,28 +85,22 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         file.attrs["sha256"] = _total_digest(attributes, digests)
 
 
-class write_atomically:  # noqa: N801 - used as a function, like contextlib.suppress
+@contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
     """Context: a temporary path beside `path`, synced and renamed to it at the end, removed on failure."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-        os.close(handle)
-        self.temporary = Path(name)
-        return self.temporary
-
-    def __exit__(self, kind: object, value: object, trace: object) -> None:
-        if kind is not None:
-            self.temporary.unlink(missing_ok=True)
-            return
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        self.temporary.chmod(0o666 & ~umask)  # mkstemp's files are private
-        _sync(self.temporary)
-        self.temporary.replace(self.path)
-        _sync(self.path.parent)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's files are private
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
 
 
 def _sync(path: Path) -> None:
@@ -124,23 +124,28 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         with h5py.File(path, "r") as file:
             return _read(path, file)
-    except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError) as error:
         # what h5py raises on a file whose structure is broken
         raise CheckpointError(f"{path}: damaged: {error}") from error
 
 
 def _read(path: Path, file: h5py.File) -> Checkpoint:
-    if file.attrs.get("format") != FORMAT:
+    if str(file.attrs.get("format")) != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of lvkam")
-    if (version := file.attrs.get("format_version")) != FORMAT_VERSION:
+    version = file.attrs.get("format_version")
+    if not isinstance(version, np.integer) or version != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format version {version}: this lvkam reads {FORMAT_VERSION}")
-    missing = [n for n in (*_TEXT, *_NUMBERS, "image_shape", "sha256") if n not in file.attrs]
-    if missing:
-        raise CheckpointError(f"{path}: damaged: the attribute {missing[0]} is missing")
-    attributes: dict[str, object] = {n: str(file.attrs[n]) for n in _TEXT}
+    for name, kind in _ATTRIBUTES.items():
+        if name not in file.attrs:
+            raise CheckpointError(f"{path}: damaged: the attribute {name} is missing")
+        value = file.attrs[name]
+        if not isinstance(value, kind) or (isinstance(value, np.ndarray) and value.dtype.kind != "i"):
+            raise CheckpointError(f"{path}: damaged: the attribute {name} is of the wrong kind")
     numbers = {n: int(np.asarray(file.attrs[n]).item()) for n in _NUMBERS}
-    attributes |= numbers
-    attributes["image_shape"] = image_shape = np.asarray(file.attrs["image_shape"], dtype=np.int64)
+    image_shape = np.asarray(file.attrs["image_shape"], dtype=np.int64)
+    attributes: dict[str, object] = {**{n: str(file.attrs[n]) for n in _TEXT}, **numbers, "image_shape": image_shape}
 
     arrays: dict[str, np.ndarray] = {}
     _collect(path, file, "", arrays)

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lvkam.errors import InputError
-from lvkam.ini import key_name, read_ini, section_name
+from lvkam.ini import read_ini
 from lvkam.sections import (
     GeneratorConfig,
     GridUpdateConfig,
@@ -122,15 +122,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
 def parse_config(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
     """Read INI text; `source` names it in messages. Raises as `load_config`."""
     problems: list[str] = []
-    values = {key: (value, source) for key, value in read_ini(text, source, problems).items()}
-    for override in overrides:
-        place, equals, value = override.partition("=")
-        section, dot, key = place.partition(".")
-        if not (equals and dot):
-            problems.append(f"--set {override}: must be SECTION.key=value")
-            continue
-        values[section_name(section), key_name(key)] = (value.strip(), "--set")
-    values = _rename_old_keys(values, problems)
+    values = _rename_old_keys(read_ini(text, source, problems), source, problems)
+    values |= _rename_old_keys(_read_overrides(overrides, problems), "--set", problems)
 
     content: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     unknown_sections = set()
@@ -155,10 +148,25 @@ Values = dict[tuple[str, str], tuple[str, str]]
 """(section, key) -> text and where it was given."""
 
 
-def _rename_old_keys(values: Values, problems: list[str]) -> Values:
+def _read_overrides(overrides: Sequence[str], problems: list[str]) -> dict[tuple[str, str], str]:
+    """`SECTION.key=value` as a file of one section would be read; the last of several counts."""
+    values: dict[tuple[str, str], str] = {}
+    for override in overrides:
+        place, _, value = override.partition("=")
+        section, _, key = place.partition(".")
+        trouble: list[str] = []
+        read = read_ini(f"[{section}]\n{key} = {value}", "--set", trouble)
+        if trouble or len(read) != 1 or not key.strip() or "=" not in override or len(override.splitlines()) > 1:
+            problems.append(f"--set {override}: must be SECTION.key=value")
+        else:
+            values |= read
+    return values
+
+
+def _rename_old_keys(values: dict[tuple[str, str], str], origin: str, problems: list[str]) -> Values:
     """Accept what older files of the reference hold, with a warning each."""
     renamed: Values = {}
-    for (section, key), (value, origin) in values.items():
+    for (section, key), value in values.items():
         target = None
         if (section, key) == ("KAN_LIKELIHOOD", "layer_widths"):
             target = ("KAN_LIKELIHOOD", "expert_widths")
@@ -235,6 +243,8 @@ _PARTNERS = {
     ("KAN_LIKELIHOOD", "expert_widths"): [("MIX_PRIOR", "layer_widths")],
     ("KAN_LIKELIHOOD", "output_activation"): [("KAN_LIKELIHOOD", "likelihood_model")],
     ("TRAINING", "batch_size"): [("TRAINING", "N_train")],
+    ("TRAINING", "N_train"): [("TRAINING", "dataset")],
+    ("TRAINING", "N_test"): [("TRAINING", "dataset")],
 }
 
 

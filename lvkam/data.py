@@ -138,6 +138,8 @@ def _first_images(name: str, split: str, count: int, resize: tuple[int, int] | N
     pixels = read_idx(path)
     if pixels.ndim != 3:
         raise DataError(f"{path}: holds an array of {pixels.ndim} dimensions, not images")
+    if 0 in pixels.shape[1:]:
+        raise DataError(f"{path}: holds images without pixels")
     if count > len(pixels):
         raise TooFewImagesError(name, split, len(pixels), count)
     return resize_images(torch.from_numpy(pixels[:count]), resize)
@@ -207,7 +209,7 @@ def _source(name: str) -> IdxSource:
         return SOURCES[name]
     if name in NOT_IMPLEMENTED:
         raise DataError(f"the data set {name} is not implemented yet; there are {', '.join(SOURCES)}")
-    if Path(name).exists():
+    if os.path.exists(name):
         raise DataError(f"reading images from a path is not implemented yet; there are {', '.join(SOURCES)}")
     near = difflib.get_close_matches(name.upper(), SOURCES, 1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SOURCES)}"

@@ -7,6 +7,7 @@ section given twice is a problem that names both lines.
 from __future__ import annotations
 
 import configparser
+import re
 import unicodedata
 
 
@@ -32,10 +33,10 @@ def read_ini(text: str, source: str, problems: list[str]) -> dict[tuple[str, str
         line = raw.strip()
         if line.startswith(("#", ";")) or not line:
             continue
-        if line.startswith("[") and "]" in line:
-            section, key = section_name(line[1 : line.index("]")]), ""
+        if header := re.fullmatch(r"\[([^]]*)\]\s*([#;].*)?", line):
+            section, key = section_name(header[1]), ""
             line, place = f"[{section}]", f"[{section}]"
-        elif "=" not in line or line.startswith("=") or not section:
+        elif "=" not in line or line.startswith(("=", "[")) or not section:
             problems.append(f"{source}, line {number}: not 'key = value' in a section: {line[:80]}")
             continue
         else:
@@ -49,7 +50,7 @@ def read_ini(text: str, source: str, problems: list[str]) -> dict[tuple[str, str
         lines.append(line)
     parser = configparser.RawConfigParser(
         delimiters=("=",), comment_prefixes=(), inline_comment_prefixes=("#", ";"), strict=False,
-        default_section="\0", interpolation=None,
+        default_section="", interpolation=None,
     )  # fmt: skip
     parser.optionxform = lambda optionstr: optionstr  # keys are case-sensitive
     try:

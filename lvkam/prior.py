@@ -181,6 +181,9 @@ class MixturePrior(nn.Module):
         # The search for the range starts afresh each time: it depends on the parameters alone, not on what
         # they were before, and a model read from a file draws the same samples.
         low, high = self.reference.support
+        if not self.reference.bounded:  # a bump far out stands on the grid
+            grid = self._layer(0).grid
+            low, high = min(low, float(grid.min())), max(high, float(grid.max()))
         for _ in range(MAX_WIDENINGS):
             nodes = self._quadrature_nodes(low, high)
             energies = self._deepen(self._layer(0).combine(self._features_at(nodes)))  # (n, Q, P)
@@ -224,7 +227,8 @@ class MixturePrior(nn.Module):
         grid = self._layer(0).grid
         key = (grid.data_ptr(), grid._version, grid.dtype, low, high)
         if self._nodes is None or self._nodes_key != key:
-            self._nodes_key, self._nodes, self._features = key, self._place_nodes(low, high), None
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+                self._nodes_key, self._nodes, self._features = key, self._place_nodes(low, high), None
         return self._nodes
 
     def _features_at(self, nodes: Tensor) -> Tensor:
@@ -236,7 +240,8 @@ class MixturePrior(nn.Module):
         if layer.bandwidth is not None or nodes is not self._nodes:
             return layer.features(nodes.T)
         if self._features is None:
-            self._features = layer.features(nodes.T)
+            with torch.inference_mode(False), torch.no_grad():
+                self._features = layer.features(nodes.T)
         return self._features
 
     @torch.no_grad()

@@ -40,13 +40,16 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     Raises:
         OutputError: it holds another run's results, or cannot be written.
     """
-    held = [name for name in RUN_FILES if (folder / name).exists()]
+    try:
+        held = [name for name in RUN_FILES if (folder / name).exists()]
+    except OSError as error:  # a name that is too long, say
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
     if held and not overwrite:
         raise OutputError(
             f"{folder}: holds the results of another run ({', '.join(held)}); "
             "give --overwrite to replace them, or --output for another folder"
         )
-    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists() or p.is_symlink())
     if not existing.is_dir():
         what = "" if existing == folder.absolute() else f"{existing} "
         raise OutputError(f"{folder}: {what}is not a folder")

@@ -1,0 +1,105 @@
+"""Pictures: each pixel of a grid where it should be, and the course of a training as a PNG."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lvkam.plots import MOST_IMAGES, SMALLEST_SIDE, image_grid, save_image_grid, save_loss_curve
+from lvkam.run_folder import append_loss
+
+LINE, GREY = 2, 96
+
+
+def pixels(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).random(shape)
+
+
+def arrangement(sheet: np.ndarray, shape: tuple[int, ...], factor: int) -> tuple[int, int]:
+    """Rows and columns of a sheet, which must be whole."""
+    rows, columns = (
+        (extent - LINE) / (side * factor + LINE) for extent, side in zip(sheet.shape, shape[1:3], strict=False)
+    )
+    assert rows.is_integer()
+    assert columns.is_integer()
+    return int(rows), int(columns)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9, 12, 50, 144])
+@pytest.mark.parametrize("size", [(14, 14), (28, 28), (5, 9), (9, 5), (60, 64), (14, 14, 3)])
+def test_every_pixel_is_where_it_should_be(count: int, size: tuple[int, ...]) -> None:
+    images = pixels(count, *size)
+    factor = max(1, SMALLEST_SIDE // max(size[:2]))
+    sheet = np.asarray(image_grid(images))
+    rows, columns = arrangement(sheet, images.shape, factor)
+    assert columns == math.ceil(count**0.5)
+    assert (rows - 1) * columns < count <= rows * columns
+    # pixel by pixel from the picture's side: which image, and which of its pixels, or a line
+    y, x = np.indices(sheet.shape[:2]) - LINE
+    (row, v), (column, u) = np.divmod(y, size[0] * factor + LINE), np.divmod(x, size[1] * factor + LINE)
+    index = row * columns + column
+    inside = (y >= 0) & (x >= 0) & (v < size[0] * factor) & (u < size[1] * factor) & (index < count)
+    assert np.unique(sheet[~inside]).tolist() == [GREY]
+    shown = images[index[inside], v[inside] // factor, u[inside] // factor]
+    assert np.abs(sheet[inside] - 255 * shown).max() <= 0.5 + 1e-9
+    assert sheet.shape[2:] == size[2:]
+
+
+@pytest.mark.parametrize(("side", "enlarged"), [(1, 56), (14, 56), (19, 38), (28, 56), (29, 29), (56, 56), (100, 100)])
+def test_small_images_are_enlarged_by_whole_factors(side: int, enlarged: int) -> None:
+    assert image_grid(pixels(1, side, side)).size == (enlarged + 2 * LINE, enlarged + 2 * LINE)
+
+
+def test_the_first_images_are_shown_and_no_more() -> None:
+    images = pixels(MOST_IMAGES + 30, 4, 4)
+    sheet = np.asarray(image_grid(images))
+    np.testing.assert_array_equal(sheet, np.asarray(image_grid(images[:MOST_IMAGES])))
+    assert arrangement(sheet, images.shape, SMALLEST_SIDE // 4) == (12, 12)
+
+
+def test_values_beyond_the_range_are_clipped() -> None:
+    sheet = np.asarray(image_grid(np.array([[[-1.0, 0.0], [1.0, 7.0]]])))
+    corners = sheet[[LINE, LINE, -LINE - 1, -LINE - 1], [LINE, -LINE - 1, LINE, -LINE - 1]]
+    assert corners.tolist() == [0, 0, 255, 255]
+
+
+@pytest.mark.parametrize(("size", "mode"), [((4, 4), "L"), ((4, 4, 3), "RGB")])
+def test_a_grid_is_a_png_whatever_its_name(size: tuple[int, ...], mode: str, tmp_path: Path) -> None:
+    images = pixels(3, *size)
+    save_image_grid(tmp_path / "a.jpg", images)
+    with Image.open(tmp_path / "a.jpg") as picture:
+        assert (picture.format, picture.mode) == ("PNG", mode)
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(image_grid(images)))
+
+
+def draw(folder: Path, losses: list[float], updated: str = "false") -> np.ndarray:
+    (folder / "loss.csv").unlink(missing_ok=True)
+    for epoch, loss in enumerate(losses):
+        append_loss(folder / "loss.csv", {
+            "Time (s)": "1.0", "Epoch": str(epoch), "Train Loss": str(loss), "Test Loss": str(loss + 1),
+            "Grid Updated": updated, "Test NLL": str(2 * loss), "Effective Sample Size": "3.5",
+        })  # fmt: skip
+    save_loss_curve(folder / "loss.csv", folder / "loss.png")
+    with Image.open(folder / "loss.png") as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("losses", [[100.0], [100.0, 60.0, 50.0], [float(n % 7) for n in range(300)]])
+def test_the_curve_of_a_training_is_drawn(losses: list[float], tmp_path: Path) -> None:
+    picture = draw(tmp_path, losses)
+    assert picture.shape == (374, 1210, 3)
+    # three panels, each with a curve in blue
+    blue = (np.abs(picture - (0x00, 0x72, 0xB2)).max(-1) < 40).any(0)
+    assert [bool(part.any()) for part in np.array_split(blue, 3)] == [True, True, True]
+
+
+def test_the_curve_shows_losses_and_grid_updates(tmp_path: Path) -> None:
+    plain = draw(tmp_path, [5.0, 4.0, 3.0])
+    assert np.array_equal(plain, draw(tmp_path, [5.0, 4.0, 3.0]))
+    assert not np.array_equal(plain, draw(tmp_path, [5.0, 3.5, 3.0]))
+    assert not np.array_equal(plain, draw(tmp_path, [5.0, 4.0, 3.0], updated="true"))

@@ -1,0 +1,170 @@
+"""A run's folder: never overwritten unasked, never written by two, and what is put into it."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import filelock
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from lvkam.config import Config
+from lvkam.plots import image_grid
+from lvkam.run_folder import RUN_FILES, OutputError, append_loss, check_folder, default_folder, locked, save_images
+from lvkam.sections import PriorConfig, ThermodynamicConfig, TrainingConfig
+
+
+def refused(folder: Path, overwrite: bool = False) -> str:
+    with pytest.raises(OutputError) as caught:
+        check_folder(folder, overwrite)
+    return str(caught.value)
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("num_temps", "method"), [(-1, "Vanilla"), (0, "Vanilla"), (1, "Vanilla"), (2, "Thermodynamic")]
+)
+@pytest.mark.parametrize("reference", ["uniform", "gaussian"])
+@pytest.mark.parametrize(
+    ("dataset", "name"), [("MNIST", "MNIST"), ("FMNIST", "FMNIST"), ("some/where/mine.npz", "mine")]
+)
+def test_folder_is_named_by_the_run(num_temps: int, method: str, reference: str, dataset: str, name: str) -> None:
+    config = Config(
+        MIX_PRIOR=PriorConfig.model_validate({"π_0": reference}),
+        THERMODYNAMIC_INTEGRATION=ThermodynamicConfig(num_temps=num_temps),
+        TRAINING=TrainingConfig(dataset=dataset, seed=17),
+    )
+    assert default_folder(config) == Path(f"logs/{method}/{reference}/{name}_17")
+
+
+def test_default_folder_is_the_specifications() -> None:
+    assert default_folder(Config()) == Path("logs/Vanilla/uniform/MNIST_1")
+
+
+def test_run_files_are_all_that_a_run_writes() -> None:
+    pictures = {"real_images.png", "generated_images.png", "loss.png"}
+    assert set(RUN_FILES) == {"config.ini", "loss.csv", "ckpt.h5", "real_images.h5", "generated_images.h5"} | pictures
+
+
+@pytest.mark.parametrize("held", [*((name,) for name in RUN_FILES), RUN_FILES])
+def test_results_are_not_overwritten_unasked(held: tuple[str, ...], tmp_path: Path) -> None:
+    for name in (*held, "notes.txt"):
+        (tmp_path / name).write_text("old")
+    before = everything(tmp_path)
+    assert refused(tmp_path) == (
+        f"{tmp_path}: holds the results of another run ({', '.join(held)}); "
+        "give --overwrite to replace them, or --output for another folder"
+    )
+    check_folder(tmp_path, overwrite=True)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("folder", [".", "new", "new/and/deeper"])
+def test_a_free_folder_is_left_as_it_is(folder: str, overwrite: bool, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "ckpt.h5.bak").write_text("mine")
+    check_folder(tmp_path / folder, overwrite)
+    assert everything(tmp_path) == {"notes.txt": b"mine", "ckpt.h5.bak": b"mine"}
+
+
+def test_a_relative_folder_is_looked_for_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loss.csv").write_text("old")
+    check_folder(Path("logs/a"), overwrite=False)
+    assert "holds the results of another run (loss.csv)" in refused(Path())
+    (tmp_path / "logs").write_text("a file")
+    assert refused(Path("logs/a")) == f"logs/a: {tmp_path / 'logs'} is not a folder"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("below", ["", "run", "run/deeper"])
+def test_a_file_in_the_way_is_told(below: str, overwrite: bool, tmp_path: Path) -> None:
+    (file := tmp_path / "file").write_text("mine")
+    named = f"{file} " if below else ""
+    assert refused(file / below, overwrite) == f"{file / below}: {named}is not a folder"
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("folder", ["/proc/run", "/proc/run/deeper", "/proc/self/run"])
+def test_a_folder_that_cannot_be_written_is_told(folder: str) -> None:
+    assert refused(Path(folder)).startswith(f"{folder}: cannot be written (")
+
+
+def test_a_name_too_long_is_told(tmp_path: Path) -> None:
+    assert refused(tmp_path / ("x" * 300)).startswith(f"{tmp_path / ('x' * 300)}: ")
+
+
+def test_a_link_to_nothing_is_told(tmp_path: Path) -> None:
+    (link := tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert refused(link).startswith(f"{link}: ")
+
+
+def test_a_lock_is_held_against_other_processes(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from lvkam.run_folder import locked\n"
+        "with locked(Path(sys.argv[1])): pass"
+    )
+    with locked(tmp_path):
+        other = subprocess.run([sys.executable, "-c", program, tmp_path], check=False, capture_output=True, text=True)
+        assert other.returncode == 1
+        assert other.stderr.splitlines()[-1].endswith(f"OutputError: {tmp_path}: another training is writing here")
+    assert subprocess.run([sys.executable, "-c", program, tmp_path], check=False).returncode == 0
+
+
+def test_a_lock_is_released_however_the_training_ends(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path):
+        raise KeyboardInterrupt
+    with locked(tmp_path):
+        pass
+    with filelock.FileLock(tmp_path / ".lock", timeout=0):
+        with pytest.raises(OutputError) as caught, locked(tmp_path):
+            pass
+        assert str(caught.value) == f"{tmp_path}: another training is writing here"
+    check_folder(tmp_path, overwrite=False)
+
+
+def test_losses_are_appended_below_one_header(tmp_path: Path) -> None:
+    rows = [{"Time (s)": "0.5", "Epoch": str(n), "Train Loss": "a, b", "Grid Updated": "true"} for n in range(3)]
+    for row in rows:
+        append_loss(tmp_path / "loss.csv", row)
+    text = (tmp_path / "loss.csv").read_bytes().decode()
+    assert text.startswith('Time (s),Epoch,Train Loss,Grid Updated\n0.5,0,"a, b",true\n')
+    assert "\r" not in text
+    with (tmp_path / "loss.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == rows
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 3)])
+def test_images_are_clipped_and_drawn(shape: tuple[int, ...], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.normal(0.5, 1, (7, int(np.prod(shape))))
+    latents = rng.normal(size=(7, 5))
+    save_images(tmp_path / "samples.h5", images, shape, latents)
+    expected = np.minimum(np.maximum(images, 0), 1).astype(np.float32).reshape(7, *shape)
+    with h5py.File(tmp_path / "samples.h5") as file:
+        found = {name: np.asarray(file[name]) for name in file}
+    assert found.keys() == {"samples", "latents"}
+    assert found["samples"].dtype == found["latents"].dtype == np.float32
+    np.testing.assert_array_equal(found["samples"], expected, strict=True)
+    np.testing.assert_array_equal(found["latents"], latents.astype(np.float32), strict=True)
+    with Image.open(tmp_path / "samples.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(image_grid(expected)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["samples.h5", "samples.png"]
+
+
+def test_latents_are_left_out_and_the_grid_goes_where_asked(tmp_path: Path) -> None:
+    save_images(tmp_path / "a.h5", np.zeros((1, 4), np.float32), (2, 2), grid=tmp_path / "b.picture")
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert list(file) == ["samples"]
+    with Image.open(tmp_path / "b.picture") as picture:
+        assert picture.format == "PNG"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "b.picture"]

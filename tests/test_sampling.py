@@ -1,0 +1,295 @@
+"""Tables, inverse transforms and resamplers against float64 formulas and known distributions.
+
+Seeds are fixed, so that a test passes always or never. For a seed drawn at random each single statistical
+test here would raise a false alarm with probability ALARM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import exprel, logsumexp
+from torch import Tensor
+
+from lvkam.sampling import (
+    CellTable,
+    choose_components,
+    effective_sample_size,
+    importance_weights,
+    inverse_transform,
+    residual_resample,
+    stratified_resample,
+    systematic_resample,
+    tabulate,
+)
+from tests.conftest import stream
+
+ALARM = 1e-4
+SLOPES = [0.0, 1e-6, 1e-3, 0.2499, 0.25, 0.2501, 1.0, 100.0, 1000.0]
+Array = NDArray[np.float64]
+
+
+def uniform(*shape: int, seed: int) -> Tensor:
+    return torch.rand(*shape, dtype=torch.float64, generator=stream(seed))
+
+
+def zigzags_and_ramps(slope: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two coordinates on uneven nodes, one with two empty cells; up and down in turn, and one way only."""
+    nodes = torch.tensor([[0.0, 0.1, 0.4, 0.6, 1.2, 1.5], [-3.0, -2.0, -2.0, -2.0, 0.0, 0.5]], dtype=dtype)
+    zigzag = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0], dtype=dtype)
+    ramp = torch.arange(6, dtype=dtype)
+    patterns = torch.stack((zigzag, -zigzag, ramp, -ramp))
+    offset = torch.tensor([[[3.0]], [[-40.0]]], dtype=dtype)
+    return nodes, offset + slope * patterns  # (2, 6), (2, 4, 6)
+
+
+def log_masses(nodes: Array, log_density: Array) -> Array:
+    """log of each cell's integral of a piecewise log-linear density: width e^max (1 - e^-|s|) / |s|."""
+    higher = np.maximum(log_density[..., 1:], log_density[..., :-1])
+    with np.errstate(divide="ignore"):
+        width = np.log(np.diff(nodes))[..., None, :]
+    return width + higher + np.log(exprel(-np.abs(np.diff(log_density))))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 5e-7)])
+@pytest.mark.parametrize("slope", SLOPES)
+def test_table_is_the_exact_integral(slope: float, dtype: torch.dtype, tolerance: float) -> None:
+    table = tabulate(*zigzags_and_ramps(slope, dtype))
+    nodes, log_density = table.nodes.double().numpy(), table.log_density.double().numpy()
+    logs = log_masses(nodes, log_density)
+    total: Array = np.logaddexp.reduce(logs, axis=-1)
+    rounding = 1e-14 if dtype == torch.float64 else 3e-7
+    np.testing.assert_allclose(table.log_normaliser.double().numpy(), total, rtol=rounding, atol=rounding)
+
+    masses = np.exp(logs - total[..., None]).reshape(8, 5)
+    cdf = table.cdf.numpy() - np.arange(8)[:, None]
+    np.testing.assert_allclose(cdf[:, 1:], masses.cumsum(-1), atol=max(1e-12, 4 * rounding), rtol=0)
+    assert (cdf[:, 0] == 0).all()
+    assert (cdf[:, -1] == 1).all()
+
+    # the derivative of log Z by central differences, which err by 1e-8 here
+    step = 1e-4
+    expected = np.empty_like(log_density)
+    for n in range(6):
+        shift = step * np.eye(6)[n]
+        above, below = (np.logaddexp.reduce(log_masses(nodes, log_density + d), axis=-1) for d in (shift, -shift))
+        expected[..., n] = (above - below) / (2 * step)
+    share = table.node_share.double().numpy()
+    np.testing.assert_allclose(share, expected, atol=tolerance, rtol=0)
+    np.testing.assert_allclose(share.sum(-1), 1, atol=rounding)
+    assert (share >= 0).all()
+
+
+def test_table_shifts_with_its_density_and_carries_no_gradient() -> None:
+    nodes, log_density = zigzags_and_ramps(1.0, torch.float64)
+    table, far = tabulate(nodes, log_density.clone().requires_grad_()), tabulate(nodes, log_density + 5e4)
+    np.testing.assert_allclose(far.log_normaliser.numpy(), table.log_normaliser.numpy() + 5e4, rtol=1e-14)
+    np.testing.assert_allclose(far.node_share.numpy(), table.node_share.numpy(), atol=1e-10)
+    assert not table.node_share.requires_grad
+    assert not table.log_normaliser.requires_grad
+
+
+def ramp_table(slopes: list[float], nodes: int, dtype: torch.dtype = torch.float32) -> CellTable:
+    """exp(slope x) on [0, 1], one coordinate, one component a slope."""
+    x = torch.linspace(0, 1, nodes, dtype=torch.float64)
+    return tabulate(x[None].to(dtype), (torch.tensor(slopes, dtype=torch.float64)[:, None] * x).to(dtype)[None])
+
+
+def truncated_exponential(slope: float) -> Callable[[Array], Array]:
+    """CDF of exp(slope x) on [0, 1], in a form that overflows for neither sign."""
+    if slope == 0:
+        return lambda x: x
+    if slope > 0:
+        return lambda x: (np.exp(slope * (x - 1)) - np.exp(-slope)) / -np.expm1(-slope)
+    return lambda x: np.expm1(slope * x) / np.expm1(slope)
+
+
+@pytest.mark.parametrize("nodes", [2, 40])
+@pytest.mark.parametrize("slope", [s * sign for s in SLOPES for sign in (1, -1)])
+def test_draws_from_ramps_are_truncated_exponentials(slope: float, nodes: int) -> None:
+    table = ramp_table([-slope / 3 - 1, slope], nodes)  # the component of index 1 is the one drawn
+    component = torch.ones(20_000, 1, dtype=torch.int64)
+    z = inverse_transform(table, component, uniform(20_000, 1, seed=0)).double().numpy()[:, 0]
+    cdf = truncated_exponential(slope)
+    assert stats.kstest(z, cdf).pvalue > ALARM
+    # and without chance: the CDF of a quantile is its probability
+    u = torch.linspace(0, 1, 1001, dtype=torch.float64)[:, None]
+    z = inverse_transform(ramp_table([-1.0, slope], nodes, torch.float64), component[:1001], u).numpy()[:, 0]
+    np.testing.assert_allclose(cdf(z), u.numpy()[:, 0], atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("slope", [*SLOPES, 1e-9, 1e-12, 1e5])
+def test_quantiles_increase_inside_the_nodes(slope: float, dtype: torch.dtype) -> None:
+    nodes, log_density = zigzags_and_ramps(slope, dtype)
+    table = tabulate(nodes, log_density)
+    edges = torch.tensor([0.0, 5e-324, 1e-16, 1e-9, 1e-6], dtype=torch.float64)
+    u = torch.cat((edges, uniform(2000, seed=1), 1 - edges)).sort().values
+    for p in range(4):
+        component = torch.full((len(u), 2), p)
+        z = inverse_transform(table, component, u[:, None].expand(-1, 2))
+        assert torch.isfinite(z).all()
+        assert (z.diff(dim=0) >= 0).all()
+        assert (z >= nodes[:, 0]).all()
+        assert (z <= nodes[:, -1]).all()
+        assert not ((z[:, 1] > -2) & (z[:, 1] < -2 + 1e-12)).any()
+        if slope <= 1:  # every cell that is not empty has mass
+            assert torch.equal(z[0], nodes[:, 0])
+            np.testing.assert_allclose(z[-1].numpy(), nodes[:, -1].numpy(), atol=1e-6)
+
+
+def test_cells_without_mass_are_never_drawn() -> None:
+    """Both end cells have none in float32, and the middle has an empty cell."""
+    nodes = torch.tensor([[0.0, 1.0, 2.0, 2.0, 3.0, 4.0]])
+    table = tabulate(nodes, torch.tensor([[[-900.0, -300.0, 0.0, 5.0, -300.0, -900.0]]]))
+    u = torch.cat((torch.tensor([0.0, 1e-300, 1 - 1e-16, 1.0], dtype=torch.float64), uniform(500, seed=2)))
+    z = inverse_transform(table, torch.zeros(len(u), 1, dtype=torch.int64), u[:, None])
+    assert (z >= 1).all()
+    assert (z <= 3).all()
+    assert torch.isfinite(z).all()
+
+
+def test_each_coordinate_and_component_has_its_own_row() -> None:
+    slopes = torch.tensor([[-30.0, -2.0, 5.0], [1.0, 80.0, -9.0]])
+    x = torch.linspace(0, 1, 17)
+    table = tabulate(x.expand(2, -1).contiguous(), slopes[..., None] * x)
+    component = torch.randint(0, 3, (60_000, 2), generator=stream(3))
+    z = inverse_transform(table, component, uniform(60_000, 2, seed=4)).double()
+    for q in range(2):
+        for p in range(3):
+            drawn = z[component[:, q] == p, q].numpy()
+            assert stats.kstest(drawn, truncated_exponential(float(slopes[q, p]))).pvalue > ALARM
+
+
+def short_weights(num: int) -> Tensor:
+    """Float32 weights that a softmax might give, whose float32 sum stays under 1."""
+    weights = torch.full((1, num), 1 / num) * (1 - 1e-4)
+    assert float(weights.cumsum(-1)[0, -1]) < 1
+    return weights
+
+
+def test_component_proportions() -> None:
+    weights = torch.tensor([[0.2, 0.0, 0.5, 0.3], [0.0, 2.0, 0.0, 6.0], [1e-3, 0.999, 0.0, 0.0]])
+    chosen = choose_components(weights, uniform(100_000, 3, seed=5))
+    for q in range(3):
+        counts = torch.bincount(chosen[:, q], minlength=4).numpy()
+        expected = (weights[q].double() / weights[q].double().sum()).numpy() * 100_000
+        held = expected > 0
+        assert (counts[~held] == 0).all()
+        assert stats.chisquare(counts[held], expected[held] * 100_000 / expected.sum()).pvalue > ALARM
+
+
+def test_components_never_run_past_the_end() -> None:
+    u = torch.tensor([0.0, 5e-324, 1 - 1e-9, 1 - 2.0**-53, 1.0], dtype=torch.float64)
+    for num in (1, 3, 4096):
+        weights = short_weights(num).expand(2, -1)
+        chosen = choose_components(weights, u[:, None].expand(-1, 2))
+        assert (chosen[:2] == 0).all()
+        assert (chosen[2:] == num - 1).all()
+    padded = torch.tensor([[0.0, 0.3, 0.6, 0.0]]).expand(3, -1)
+    ends = choose_components(padded, u[:, None].expand(-1, 3))
+    assert ends[:, 0].tolist() == [1, 1, 2, 2, 2]
+    assert torch.equal(ends, ends[:, :1].expand(-1, 3))
+
+
+def systematic(weights: Tensor, u: Tensor) -> Tensor:
+    return systematic_resample(weights, u[:, :1], u.shape[1])
+
+
+Resampler = Callable[[Tensor, Tensor], Tensor]
+RESAMPLERS: dict[str, Resampler] = {
+    "stratified": stratified_resample, "systematic": systematic, "residual": residual_resample,
+}  # fmt: skip
+
+
+def counts_of(indices: Tensor, num: int) -> Tensor:
+    return torch.nn.functional.one_hot(indices, num).sum(1).double()
+
+
+def within_promise(name: str, counts: Tensor, expected: Tensor) -> bool:
+    """Counts and n w, (B, S): what each resampler promises of every single draw."""
+    if name == "residual":
+        return bool((counts >= torch.floor(expected + 1e-9)).all())
+    return bool(((counts - expected).abs() < (1 if name == "systematic" else 2) + 1e-9).all())
+
+
+@pytest.mark.parametrize("name", sorted(RESAMPLERS))
+@pytest.mark.parametrize("num_draws", [1, 7, 16])
+def test_resampling_is_unbiased_and_keeps_its_promise(name: str, num_draws: int) -> None:
+    rows, weights = 10_000, torch.tensor([0.5, 0.03, 0.0, 0.22, 0.15, 0.1])
+    indices = RESAMPLERS[name](weights.expand(rows, -1), uniform(rows, num_draws, seed=6))
+    assert indices.shape == (rows, num_draws)
+    counts = counts_of(indices, 6)
+    expected = num_draws * weights.double() / weights.double().sum()
+    assert within_promise(name, counts, expected)
+    assert (counts[:, 2] == 0).all()
+    bound = stats.norm.isf(ALARM / 2 / 6) * counts.std(0) / rows**0.5
+    assert ((counts.mean(0) - expected).abs() <= bound + 1e-7 * num_draws).all()  # float32 weights
+    if num_draws == 1:  # draws of different rows are independent
+        held = expected > 0
+        assert stats.chisquare(counts.sum(0)[held].numpy(), (rows * expected[held]).numpy()).pvalue > ALARM
+
+
+@pytest.mark.parametrize("name", sorted(RESAMPLERS))
+def test_resampling_varied_and_edge_weights(name: str) -> None:
+    resample = RESAMPLERS[name]
+    logits = 3 * torch.randn(300, 20, generator=stream(7))
+    weights = torch.softmax(logits, -1)
+    expected = 30 * weights.double() / weights.double().sum(-1, keepdim=True)
+    assert within_promise(name, counts_of(resample(weights, uniform(300, 30, seed=8)), 20), expected)
+
+    survivors = torch.arange(20)
+    assert torch.equal(resample(torch.eye(20), uniform(20, 9, seed=9)), survivors[:, None].expand(-1, 9))
+    assert torch.equal(resample(torch.ones(5, 1), uniform(5, 4, seed=10)), torch.zeros(5, 4, dtype=torch.int64))
+    for u in (0.0, 1 - 2.0**-53, 1.0):
+        ends = torch.full((1, 64), u, dtype=torch.float64)
+        for num in (1, 3, 4096):
+            drawn = resample(short_weights(num), ends)
+            assert int(drawn.min()) >= 0
+            assert int(drawn.max()) < num
+        padded = resample(torch.tensor([[0.0, 0.3, 0.6, 0.0]]), ends)
+        assert set(padded.flatten().tolist()) <= {1, 2}
+    whole = resample(torch.tensor([[1, 2, 3, 4]]) * torch.tensor(0.1), uniform(1, 10, seed=11))
+    assert counts_of(whole, 4).tolist() == [[1, 2, 3, 4]]
+
+
+def test_residual_takes_whole_expectations_for_whole() -> None:
+    """Also those that rounding leaves just under a whole number."""
+    for num in range(1, 100):
+        drawn = residual_resample(torch.full((1, num), 1 / num, dtype=torch.float64), uniform(1, num, seed=14))
+        assert drawn.tolist() == [list(range(num))]
+
+
+def test_stratified_draws_one_of_each_stratum() -> None:
+    u = uniform(50, 8, seed=12)
+    drawn = stratified_resample(torch.full((50, 1000), 1e-3), u)
+    np.testing.assert_array_equal(drawn.numpy(), np.floor(((np.arange(8) + u.numpy()) / 8) * 1000))
+    shifted = systematic_resample(torch.full((50, 1000), 1e-3), u[:, :1], 8)
+    np.testing.assert_array_equal(np.diff(shifted.numpy()), 125)
+
+
+def test_weights_and_effective_sample_size() -> None:
+    log_likelihood = 40 * torch.randn(30, 50, generator=stream(13))
+    weights = importance_weights(log_likelihood)
+    logs = log_likelihood.double().numpy()
+    expected = np.exp(logs - logsumexp(logs, axis=-1, keepdims=True))
+    np.testing.assert_allclose(weights.numpy(), expected, rtol=2e-5, atol=1e-30)
+    np.testing.assert_allclose(effective_sample_size(weights).numpy(), 1 / np.square(expected).sum(-1), rtol=2e-5)
+    np.testing.assert_allclose(effective_sample_size(torch.full((2, 64), 1 / 64)).numpy(), 64, rtol=1e-6)
+    assert effective_sample_size(torch.eye(5)).tolist() == [1.0] * 5
+    halves = importance_weights(torch.tensor([[0.0, 0.0, -1e30, -torch.inf]]))
+    assert halves.tolist() == [[0.5, 0.5, 0.0, 0.0]]
+    assert effective_sample_size(halves).tolist() == [2.0]
+
+
+@pytest.mark.parametrize("level", [-1e30, -1e5, 0.0, 1e5, 1e30])
+def test_weights_of_extreme_log_likelihoods(level: float) -> None:
+    log_likelihood = torch.full((1, 4), level)
+    np.testing.assert_allclose(importance_weights(log_likelihood).numpy(), 0.25, rtol=1e-6)
+    log_likelihood[0, 2] = level + max(1e3, abs(level))
+    assert importance_weights(log_likelihood).tolist() == [[0.0, 0.0, 1.0, 0.0]]
