@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lvkam.data import load_dataset, load_labels
+from lvkam.errors import InputError
 from lvkam.experiment import draw_images, load_checkpoint
 
 SURE = 0.9
@@ -79,7 +80,10 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=1000)
     arguments = parser.parse_args()
 
-    models = [load_checkpoint(path) for path in arguments.checkpoints]
+    try:
+        models = [load_checkpoint(path) for path in arguments.checkpoints]
+    except InputError as error:
+        parser.error(str(error))
     shapes = {model.checkpoint.image_shape for model in models}
     if len(shapes) > 1 or any(model.checkpoint.dataset != "MNIST" for model in models):
         parser.error("the checkpoints must be of models of MNIST with one image size")

@@ -10,7 +10,6 @@ from .options import (
     config_argument,
     data_dir_option,
     output_folder_option,
-    overwrite_option,
     seed_option,
     set_option,
 )
@@ -20,14 +19,12 @@ from .options import (
 @config_argument
 @set_option
 @output_folder_option
-@overwrite_option
 @seed_option
 @data_dir_option
 def command(
     config: Path,
     overrides: tuple[str, ...],
     output: Path | None,
-    overwrite: bool,
     seed: int | None,
     data_dir: Path | None,
 ) -> None:
@@ -40,6 +37,6 @@ def command(
 
     from lvkam.experiment import describe_run
 
-    for name, value in describe_run(resolved, output, overwrite=overwrite, data_dir=data_dir).items():
+    for name, value in describe_run(resolved, output, data_dir).items():
         click.echo(f"{name:<12} {value}")
     click.echo(f"\n{resolved.to_ini()}", nl=False)

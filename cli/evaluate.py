@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import checkpoint_argument, data_dir_option, json_option, seed_option
+from .options import checkpoint_argument, data_dir_option, json_option, overwrite_option, seed_option
 
 
 @click.command("evaluate")
@@ -16,6 +16,10 @@ from .options import checkpoint_argument, data_dir_option, json_option, seed_opt
               help="How many images, the first of the test split.")  # fmt: skip
 @click.option("--num-samples", type=click.IntRange(2), default=20000, show_default=True,
               help="Prior samples, shared by the images.")  # fmt: skip
+@click.option("--metrics", type=click.Choice(["nll"]), default="nll", show_default=True, expose_value=False,
+              help="What to measure; there is one measure in this version.")  # fmt: skip
+@click.option("--per-image", type=click.Path(path_type=Path), help="CSV file for the figures of each image.")
+@overwrite_option
 @seed_option
 @data_dir_option
 @json_option
@@ -24,6 +28,8 @@ def command(
     estimator: str,
     num_images: int,
     num_samples: int,
+    per_image: Path | None,
+    overwrite: bool,
     seed: int | None,
     data_dir: Path | None,
     as_json: bool,
@@ -33,7 +39,9 @@ def command(
 
     from lvkam.inference import evaluate_checkpoint
 
-    summary = evaluate_checkpoint(checkpoint, num_images, num_samples, seed, data_dir)
+    summary = evaluate_checkpoint(
+        checkpoint, num_images, num_samples, seed, data_dir, per_image=per_image, overwrite=overwrite
+    )
     if as_json:
         click.echo(json.dumps(summary, indent=2))
         return

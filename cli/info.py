@@ -17,6 +17,7 @@ def command(checkpoint: Path, as_json: bool) -> None:
     import json
 
     from lvkam.checkpoint import describe_checkpoint
+    from lvkam.sections import write_value
 
     described = describe_checkpoint(checkpoint)
     if as_json:
@@ -28,4 +29,4 @@ def command(checkpoint: Path, as_json: bool) -> None:
     for section, keys in config.items():
         click.echo(f"\n[{section}]")
         for key, value in keys.items():
-            click.echo(f"{key} = {value}")
+            click.echo(f"{key} = {write_value(value)}")

@@ -13,7 +13,9 @@ set_option = click.option(
 )
 seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the random numbers.")
 data_dir_option = click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Folder to look for data sets in first."
+    "--data-dir",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder to look for data sets in first.",
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 output_folder_option = click.option(

@@ -197,7 +197,13 @@ def _total_digest(attributes: Mapping[str, object], digests: Mapping[str, str]) 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint holds: the object that `lvkam info --json` prints; needs no model."""
     checkpoint = read_checkpoint(path)
-    counted = [a.size for name, a in checkpoint.arrays.items() if not name.endswith("/grid")]
+    config = parse_config(checkpoint.config, f"{path} (config)")
+    learnt = {"prior": config.prior.bandwidth_trainable, "generator": config.generator.bandwidth_trainable}
+    counted = [
+        array.size
+        for name, array in checkpoint.arrays.items()
+        if not name.endswith("/grid") and (learnt[name.split("/")[0]] or not name.endswith("/bandwidth"))
+    ]
     return {
         "parameters": sum(counted),
         "epoch": checkpoint.epoch,
@@ -207,5 +213,5 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "seed": checkpoint.seed,
         "lvkam_version": checkpoint.lvkam_version,
         "verified": True,  # reading it verified every checksum
-        "config": parse_config(checkpoint.config, f"{path} (config)").to_dict(),
+        "config": config.to_dict(),
     }

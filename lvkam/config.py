@@ -92,6 +92,9 @@ NOT_IMPLEMENTED: dict[tuple[str, str], tuple[Any, ...]] = {
 }
 """Values that later versions will accept; `_not_implemented` adds those that are ranges."""
 
+NARROWEST_GAP = 1e-6
+"""Between knots, relative to where they lie: several steps of float32."""
+
 SPLIT_SIZES = {"MNIST": (60000, 10000), "FMNIST": (60000, 10000)}
 """Training and test images of the data sets known by name, so that asking for more is found with all else."""
 
@@ -269,8 +272,11 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
     if training.batch_size > training.num_train:
         yield "TRAINING", "batch_size", f"at most N_train = {training.num_train}"
     for name, section in (("MIX_PRIOR", config.prior), ("KAN_LIKELIHOOD", config.generator)):
-        if not section.grid_range[0] < section.grid_range[1]:
-            yield name, "grid_range", "two numbers, the smaller one first"
+        low, high = section.grid_range
+        if not low < high:
+            yield name, "grid_range", "two numbers from -1000000 to 1000000, the smaller one first"
+        elif high - low < NARROWEST_GAP * section.grid_size * max(1, abs(low), abs(high)):
+            yield name, "grid_range", f"wide enough for {section.grid_size} intervals in single precision"
 
 
 def _not_implemented(config: Config) -> Iterator[tuple[str, str]]:

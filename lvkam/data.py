@@ -120,6 +120,8 @@ def load_dataset(
         _first_images(name, split, count, resize, data_dir)
         for split, count in (("train", num_train), ("test", num_test))
     )
+    if train.shape[1:] != test.shape[1:]:
+        raise DataError(f"{name}: its images are {tuple(train.shape[1:])} in training, {tuple(test.shape[1:])} in test")
     return Dataset(name, train.flatten(1), test.flatten(1), tuple(train.shape[1:]))
 
 

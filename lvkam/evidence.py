@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lvkam.model import LVKAM
 
@@ -40,7 +41,9 @@ class Evidence:
 
 
 @torch.no_grad()
-def importance_log_evidence(model: LVKAM, x: Tensor, num_samples: int, rng: torch.Generator) -> Evidence:
+def importance_log_evidence(
+    model: LVKAM, x: Tensor, num_samples: int, rng: torch.Generator, *, progress: bool = False
+) -> Evidence:
     """log p(x) by prior samples that all images share, unscaled by `generator_variance`.
 
     Standard errors come from the jackknife over `NUM_BLOCKS` independent blocks of samples.
@@ -50,6 +53,7 @@ def importance_log_evidence(model: LVKAM, x: Tensor, num_samples: int, rng: torc
         x: images, (B, D).
         num_samples: S, at least 2; streamed, so that any number fits in memory.
         rng: on the CPU.
+        progress: whether to show a bar on standard error.
 
     Raises:
         ValueError: fewer than two samples.
@@ -60,7 +64,7 @@ def importance_log_evidence(model: LVKAM, x: Tensor, num_samples: int, rng: torc
     num_blocks = min(NUM_BLOCKS, num_samples)
     sizes = [num_samples * (r + 1) // num_blocks - num_samples * r // num_blocks for r in range(num_blocks)]
     block_sums, squares = [], []
-    for size in sizes:
+    for size in tqdm(sizes, desc="evidence", unit="block", leave=False, disable=not progress):
         chunks = [
             model.reported_log_likelihood(x, model.prior.sample(min(CHUNK, size - start), rng, table)).double()
             for start in range(0, size, CHUNK)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from tqdm import tqdm
 
 from lvkam.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 from lvkam.config import Config, ConfigError, parse_config
@@ -31,12 +32,16 @@ from lvkam.run_folder import (
     check_folder,
     default_folder,
     locked,
+    results_in,
     save_images,
 )
 from lvkam.sections import UnivariateConfig
 from lvkam.splines import BASES
 from lvkam.training import EpochRecord, TrainingState, random_stream, train
 from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions
+
+DEVICES = ("cpu", "cuda")
+"""Kinds of devices that lvkam runs on."""
 
 
 class DeviceError(InputError):
@@ -182,10 +187,11 @@ def choose_device(name: str | None, use_gpu: bool) -> torch.device:
         return torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"--device {name}: no such device here ({str(error).splitlines()[0]})") from error
-    return device
+        if device.type in DEVICES and torch.zeros(1, device=device).item() == 0:
+            return device
+    except (RuntimeError, AssertionError):  # what torch raises depends on the kind of device
+        pass
+    raise DeviceError(f"--device {name}: no such device here; must be cpu, or cuda or cuda:N where there is one")
 
 
 def load_config_dataset(config: Config, data_dir: Path | None = None) -> Dataset:
@@ -206,7 +212,7 @@ def load_config_dataset(config: Config, data_dir: Path | None = None) -> Dataset
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    tqdm.write(line, file=sys.stderr)  # above a progress bar, if there is one
 
 
 def run_experiment(
@@ -240,21 +246,24 @@ def run_experiment(
     check_folder(folder, overwrite)
     chosen = choose_device(device, config.training.use_gpu)
     dataset = load_config_dataset(config, data_dir)
+    model = build_model(config, math.prod(dataset.image_shape)).to(chosen)
+    # nothing of an older run is lost before all that this one needs is there
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
+        check_folder(folder, overwrite)
         for name in RUN_FILES:
             (folder / name).unlink(missing_ok=True)
-        _run(config, folder, dataset, chosen, say)
+        _run(config, folder, dataset, model, say)
     return folder
 
 
-def _run(config: Config, folder: Path, dataset: Dataset, device: torch.device, say: Callable[[str], None]) -> None:
+def _run(config: Config, folder: Path, dataset: Dataset, model: LVKAM, say: Callable[[str], None]) -> None:
     settings = config.training
+    device = model.prior.mixture_logits.device
     (folder / "config.ini").write_text(config.to_ini(), encoding="utf-8")
     shown = min(settings.num_generated, len(dataset.train))
     save_images(folder / "real_images.h5", dataset.train[:shown].numpy(), dataset.image_shape)
 
-    model = build_model(config, math.prod(dataset.image_shape)).to(device)
     optimizer = build_optimizer(config.optimizer.type, model.parameters(), config.optimizer.learning_rate)
     rng = random_stream(settings.seed, "training")
     say(
@@ -292,7 +301,6 @@ def _run(config: Config, folder: Path, dataset: Dataset, device: torch.device, s
         model, objective, optimizer, dataset, config, rng,
         on_epoch=on_epoch, on_checkpoint=on_checkpoint, say=say,
     )  # fmt: skip
-    on_checkpoint(state)
     save_loss_curve(folder / "loss.csv", folder / "loss.png")
     images, _ = draw_images(model, config, settings.num_generated, settings.seed)
     save_images(folder / "generated_images.h5", images.numpy(), dataset.image_shape)
@@ -327,25 +335,24 @@ def _training_arrays(
 def draw_images(model: LVKAM, config: Config, num_images: int, seed: int) -> tuple[Tensor, Tensor]:
     """Images (N, D), clipped to [0, 1], and their latents (N, Q), both on the CPU.
 
-    Drawn `batch_size_for_gen` at a time: the same seed gives the same images, whoever asks for them.
+    Drawn `batch_size_for_gen` at a time, in whole batches: the same seed gives the same images, whoever asks for
+    them, and asking for more does not change the first.
     """
     rng = random_stream(seed, "generation")
     size = config.training.generation_batch_size
     table = model.prior.table()
-    latents = [model.prior.sample(min(size, num_images - i), rng, table) for i in range(0, num_images, size)]
+    latents = [model.prior.sample(size, rng, table) for _ in range(0, num_images, size)]
     images = [model.decode(z).clamp(0, 1).cpu() for z in latents]
-    return torch.cat(images), torch.cat(latents).cpu()
+    return torch.cat(images)[:num_images], torch.cat(latents).cpu()[:num_images]
 
 
-def describe_run(
-    config: Config, output: Path | None = None, *, overwrite: bool = False, data_dir: Path | None = None
-) -> dict[str, str]:
-    """What a run would be, after every check that it would make; nothing is written.
+def describe_run(config: Config, output: Path | None = None, data_dir: Path | None = None) -> dict[str, str]:
+    """What a run would be, after every check that it would make; no run folder is written.
 
-    Raises as `run_experiment` does for bad input.
+    Raises as `run_experiment` does for bad input, but where the folder holds another run, which is only told.
     """
     folder = output or default_folder(config)
-    check_folder(folder, overwrite)
+    check_folder(folder, overwrite=True)
     dataset = load_config_dataset(config, data_dir)
     model = build_model(config, math.prod(dataset.image_shape))
     training = config.training
@@ -359,16 +366,16 @@ def describe_run(
         "steps": f"{training.num_epochs} epochs of {steps} steps of {training.batch_size} images "
         f"and {training.num_samples} samples",
         "memory": f"about {_memory_estimate(model, config, dataset) / 2**20:.0f} MiB",
-        "folder": str(folder),
+        "folder": f"{folder}{', which holds a run: --overwrite replaces it' if results_in(folder) else ''}",
     }
 
 
 def _memory_estimate(model: LVKAM, config: Config, dataset: Dataset) -> float:
     """Bytes: the libraries, the images, parameters with gradients and Adam's two moments, and the step's tensors."""
     libraries = 350 * 2**20
-    parameters = 4 * sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
     samples = max(config.training.num_samples, CHUNK)
     features = sum(layer.num_inputs * (layer.coef.shape[1] + 1) for _, layer in _layers(model))
     quadrature = config.prior.quadrature_points * config.prior.latent_dim * config.prior.num_components
-    floats = dataset.train.numel() + 4 * parameters / 4 + 6 * samples * features + 12 * quadrature
+    floats = dataset.train.numel() + 4 * parameters + 6 * samples * features + 12 * quadrature
     return libraries + 4 * floats

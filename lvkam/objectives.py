@@ -55,7 +55,7 @@ class ImportanceSampling:
         table = model.prior.table()
         z = model.prior.sample(self.num_samples, rng, table)
         out = model.generator(z)  # (S, D)
-        if model.noise_std > 0:
+        if model.noise_std > 0 and torch.is_grad_enabled():  # while training only
             out = out + model.noise_std * torch.randn(out.shape, generator=rng).to(out)
         log_likelihood = model.output_log_likelihood(x, out)  # (B, S)
         # The weights are the posterior's, at which the gradient is evaluated; they are no part of what is

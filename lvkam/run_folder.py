@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,16 +35,47 @@ def default_folder(config: Config) -> Path:
     return Path("logs", method, config.prior.reference_density, f"{dataset}_{config.training.seed}")
 
 
+def results_in(folder: Path) -> list[str]:
+    """Names of the files of a run that a folder holds.
+
+    Raises:
+        OutputError: no folder can have this name.
+    """
+    try:
+        return [name for name in RUN_FILES if (folder / name).exists()]
+    except OSError as error:  # a name that is too long, say
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+
+
+def check_files(files: Sequence[Path], overwrite: bool) -> None:
+    """Make sure that these files can be written, without writing anything.
+
+    Raises:
+        OutputError: one is there already, two are the same, or a place cannot be written.
+    """
+    for file in files:
+        try:
+            if file.is_dir() or not file.name:
+                raise OutputError(f"{file}: is a folder")
+            if file.exists() and not overwrite:
+                raise OutputError(f"{file}: exists already; give --overwrite to replace it")
+            if not file.absolute().parent.is_dir():
+                raise OutputError(f"{file}: there is no folder {file.parent}")
+            with tempfile.TemporaryFile(dir=file.absolute().parent):
+                pass
+        except OSError as error:
+            raise OutputError(f"{file}: cannot be written ({error.strerror})") from error
+    if len({file.resolve() for file in files}) < len(files):
+        raise OutputError(f"{', '.join(map(str, files))}: must be different files")
+
+
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Make sure that a run can write here, without writing anything.
 
     Raises:
         OutputError: it holds another run's results, or cannot be written.
     """
-    try:
-        held = [name for name in RUN_FILES if (folder / name).exists()]
-    except OSError as error:  # a name that is too long, say
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+    held = results_in(folder)
     if held and not overwrite:
         raise OutputError(
             f"{folder}: holds the results of another run ({', '.join(held)}); "

@@ -27,19 +27,22 @@ def _real(default: float, range_: str, meaning: str, key: str | None = None) -> 
     return _key(default, meaning, key, f"a number{range_}", allow_inf_nan=False, **_BOUNDS[range_])
 
 
-ANY, POSITIVE, NON_NEGATIVE = "", " greater than 0", " of at least 0"
+POSITIVE = " greater than 0"
+# what multiplies or divides stays where float32 holds it and its square
+FACTOR, SIZE, WIDTH = " from -1000000 to 1000000", " from 0 to 1000000", " from 0.0001 to 1000000"
 SHARE, OPEN_SHARE = " from 0 to 1", " between 0 and 1"
 _BOUNDS: dict[str, dict[str, float]] = {
-    ANY: {},
     POSITIVE: {"gt": 0},
-    NON_NEGATIVE: {"ge": 0},
+    FACTOR: {"ge": -1e6, "le": 1e6},
+    SIZE: {"ge": 0, "le": 1e6},
+    WIDTH: {"ge": 1e-4, "le": 1e6},
     SHARE: {"ge": 0, "le": 1},
     OPEN_SHARE: {"gt": 0, "lt": 1},
 }
 Activation = Literal["relu", "leakyrelu", "tanh", "sigmoid", "swish", "gelu", "selu", "silu", "elu", "celu", "none"]
 Width = Annotated[int, Field(ge=1, le=10**6)]
 Side = Annotated[int, Field(ge=1, le=4096)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Place = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 WORDS_FOR_NONE = {"img_resize": "native", "max_seconds": "none"}
 
 
@@ -103,14 +106,14 @@ class UnivariateConfig(Section):
     spline_function: Literal["B-spline", "RBF", "RSWAF"] = _key("B-spline", "the basis")
     grid_size: int = _count(12, 1, 10000, "grid intervals G")
     grid_update_ratio: float = _real(0.05, SHARE, "share of equally spaced knots in an updated grid")
-    grid_range: tuple[Finite, Finite] = _key(
-        (0.0, 1.0), "ends of the first grid", allowed="two numbers, the smaller one first"
+    grid_range: tuple[Place, Place] = _key(
+        (0.0, 1.0), "ends of the first grid", allowed="two numbers from -1000000 to 1000000, the smaller one first"
     )
-    epsilon_scale: float = _real(0.1, NON_NEGATIVE, "size of the noise that the splines begin with", "ε_scale")
-    mu_scale: float = _real(1.0, ANY, "mean scale of the base weights", "μ_scale")
-    sigma_base: float = _real(1.0, ANY, "spread of the scale of the base weights", "σ_base")
-    sigma_spline: float = _real(1.0, ANY, "scale of the spline weights", "σ_spline")
-    initial_bandwidth: float = _real(1.0, POSITIVE, "first bandwidth of RBF and RSWAF, in mean spacings", "init_η")
+    epsilon_scale: float = _real(0.1, SIZE, "size of the noise that the splines begin with", "ε_scale")
+    mu_scale: float = _real(1.0, FACTOR, "mean scale of the base weights", "μ_scale")
+    sigma_base: float = _real(1.0, FACTOR, "spread of the scale of the base weights", "σ_base")
+    sigma_spline: float = _real(1.0, FACTOR, "scale of the spline weights", "σ_spline")
+    initial_bandwidth: float = _real(1.0, WIDTH, "first bandwidth of RBF and RSWAF, in mean spacings", "init_η")
     bandwidth_trainable: bool = _key(True, "whether the bandwidth is learnt; never for B-spline", "η_trainable")
 
 
@@ -153,10 +156,10 @@ class GeneratorConfig(UnivariateConfig):
         max_length=64,
     )
     noise_std: float = _real(
-        0.0, NON_NEGATIVE, "standard deviation of the noise on the output while training", "generator_noise_var"
+        0.0, SIZE, "standard deviation of the noise on the output while training", "generator_noise_var"
     )
     likelihood_std: float = _real(
-        1.0, POSITIVE, "a standard deviation; training divides the likelihood by twice its square", "generator_variance"
+        1.0, WIDTH, "a standard deviation; training divides the likelihood by twice its square", "generator_variance"
     )
     likelihood: Literal["bernoulli", "l2"] = _key("bernoulli", "the likelihood", "likelihood_model")
     output_activation: Literal["sigmoid", "tanh", "none"] = _key("sigmoid", "what turns outputs into data")

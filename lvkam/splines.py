@@ -22,9 +22,8 @@ MIN_UPDATE_RATIO = 0.01
 """Share of equally spaced knots below which an adaptive grid never goes, so that every gap is at least
 this share of the mean gap, however often an input repeats."""
 
-MIN_SPAN = 1e-3
-"""Smallest width of an adaptive grid, relative to max(1, |x|): with the share above its narrowest gap is
-still several float32 steps wide."""
+MIN_SPAN, MIN_GAP = 1e-3, 1e-6
+"""Smallest width of an adaptive grid and of its narrowest gap, relative to max(1, |x|): several float32 steps."""
 
 FIT_RCOND = 1e-6
 """Singular values of a design matrix under this share of the largest count as zero: what the points do
@@ -58,11 +57,12 @@ def adaptive_knots(x: Tensor, grid_size: int, ratio: float) -> Tensor:
     steps = torch.linspace(0, 1, grid_size + 1, dtype=x.dtype, device=x.device)
     adaptive = torch.quantile(x, steps, dim=0)  # (G+1, I)
     low, high = adaptive[0], adaptive[-1]
-    widening = (MIN_SPAN * (low + high).abs().div(2).clamp(min=1) - (high - low)).clamp(min=0) / 2
+    ratio = max(ratio, MIN_UPDATE_RATIO)
+    min_span = max(MIN_SPAN, MIN_GAP * grid_size / ratio) * torch.maximum(low.abs(), high.abs()).clamp(min=1)
+    widening = (min_span - (high - low)).clamp(min=0) / 2
     low, high = low - widening, high + widening
     adaptive = torch.cat((low[None], adaptive[1:-1], high[None]))
     uniform = low + steps[:, None] * (high - low)
-    ratio = max(ratio, MIN_UPDATE_RATIO)
     return torch.lerp(adaptive, uniform, ratio).T.contiguous()
 
 
@@ -200,8 +200,13 @@ def fit_coefficients(basis: Tensor, values: Tensor) -> Tensor:
 
     Returns:
         (I, K, O), float64, on the device of `basis`.
+
+    Raises:
+        FloatingPointError: a number is not finite.
     """
     design = basis.detach().double().cpu().transpose(0, 1)  # (I, N, K)
     target = values.detach().double().cpu().transpose(0, 1)  # (I, N, O)
+    if not (design.isfinite().all() and target.isfinite().all()):
+        raise FloatingPointError("spline fit: a basis function or a value is not finite")
     solution = torch.linalg.lstsq(design, target, rcond=FIT_RCOND, driver="gelsd").solution
     return solution.to(basis.device)

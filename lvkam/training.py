@@ -116,7 +116,7 @@ def train(
         say: takes a line of text for the user.
 
     Raises:
-        FloatingPointError: a loss or gradient is not finite; nothing was saved after it arose.
+        FloatingPointError: a loss, gradient or test figure is not finite; nothing was saved after it arose.
     """
     settings = config.training
     device = next(model.parameters()).device
@@ -124,10 +124,9 @@ def train(
     state = TrainingState(grid_update_period=config.grid_update.frequency)
     on_epoch(_evaluate(model, objective, images, test, state, settings.seed, grid_updated=False))
 
-    steps_per_epoch = math.ceil(len(images) / settings.batch_size)
     saved_at = time.monotonic()
     bar = tqdm(
-        total=settings.num_epochs * steps_per_epoch * settings.batch_size,
+        total=settings.num_epochs * len(images),
         unit="image", unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True,
     )  # fmt: skip
     with bar:
@@ -160,7 +159,8 @@ def train(
                 train_loss=sum(losses) / seen, ess=sum(sizes) / seen,
             )  # fmt: skip
             on_epoch(record)
-            if state.epoch % settings.checkpoint_every == 0 or state.epoch == settings.num_epochs:
+            ended = state.epoch == settings.num_epochs or _out_of_time(state, settings.max_seconds)
+            if ended or state.epoch % settings.checkpoint_every == 0:
                 on_checkpoint(state)
                 saved_at = time.monotonic()
     return state
@@ -233,4 +233,6 @@ def _evaluate(
         train_loss, ess = float(estimate.loss), float(estimate.effective_sample_size)
     test_loss = float(objective(model, test, rng))
     nll = -float(importance_log_evidence(model, test, NLL_SAMPLES, rng).log_evidence.mean())
+    if not (math.isfinite(test_loss) and math.isfinite(nll)):
+        raise FloatingPointError(f"epoch {state.epoch}: the test loss is {test_loss}, the test NLL {nll}")
     return EpochRecord(state.seconds, state.epoch, train_loss, test_loss, grid_updated, nll, ess)

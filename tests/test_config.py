@@ -189,8 +189,12 @@ NOT_WIDTHS = "a list that begins with 101, the number of latent coordinates (the
          "a.ini: [TRAINING] N_train = 60001: must be at most 60000, the training images of MNIST"),
         ("[TRAINING]\ndataset = FMNIST\nN_test = 10001",
          "a.ini: [TRAINING] N_test = 10001: must be at most 10000, the test images of FMNIST"),
-        *((f"[{s}]\ngrid_range = {r}", f"a.ini: [{s}] grid_range = {r}: must be two numbers, the smaller one first")
+        *((f"[{s}]\ngrid_range = {r}",
+           f"a.ini: [{s}] grid_range = {r}: must be two numbers from -1000000 to 1000000, the smaller one first")
           for s in ("MIX_PRIOR", "KAN_LIKELIHOOD") for r in ("1, 0", "2, 2")),
+        *((f"[{s}]\ngrid_range = 1000, 1000.01",
+           f"a.ini: [{s}] grid_range = 1000, 1000.01: must be wide enough for 12 intervals in single precision")
+          for s in ("MIX_PRIOR", "KAN_LIKELIHOOD")),
         *((f"[{s}]\n{key} = {value}", f"a.ini: [{s}] {key} = {value}: is not implemented yet") for s, key, value in (
             *(("OPTIMIZER", "type", word) for word in ("bfgs", "l-bfgs", "cg", "gd", "newton", "interior-point")),
             ("OPTIMIZER", "type", "neldermead"), ("OPTIMIZER", "schedule", "cosine"), ("OPTIMIZER", "schedule", "step"),

@@ -154,8 +154,7 @@ def test_a_model_written_and_read_draws_the_same_bits(tmp_path: Path, basis: str
         np.testing.assert_array_equal(array, written[name])
     generated = h5_arrays(folder / "generated_images.h5")["samples"]
     rng = random_stream(1, "generation")
-    drawn = [loaded.model.sample(n, rng) for n in (20, 10)]
-    drawn = torch.cat(drawn).clamp(0, 1).reshape(-1, 7, 7).numpy()
+    drawn = torch.cat([loaded.model.sample(20, rng) for _ in range(2)])[:30].clamp(0, 1).reshape(-1, 7, 7).numpy()
     np.testing.assert_array_equal(drawn, generated)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from pathlib import Path
 
@@ -44,6 +45,25 @@ def test_the_evaluation_is_that_of_the_model(checkpoint: Path) -> None:
     assert evaluate_checkpoint(checkpoint, 50, 500, seed=2)["nll_nats"] != found["nll_nats"]
 
 
+def test_the_figures_of_each_image_make_up_the_mean(checkpoint: Path, tmp_path: Path) -> None:
+    found = evaluate_checkpoint(checkpoint, 20, 100, per_image=tmp_path / "images.csv")
+    with (tmp_path / "images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["Image"] for row in rows] == [str(i) for i in range(20)]
+    mean = np.mean([float(row["Log Evidence (nats)"]) for row in rows])
+    assert -mean == pytest.approx(found["nll_nats"], abs=1e-6)
+    with pytest.raises(OutputError, match=r"images\.csv: exists already"):
+        evaluate_checkpoint(checkpoint, 20, 100, per_image=tmp_path / "images.csv")
+
+
+def test_more_samples_begin_with_the_same_ones(checkpoint: Path, tmp_path: Path) -> None:
+    few, _ = sample_checkpoint(checkpoint, 7, tmp_path / "few.h5")
+    many, _ = sample_checkpoint(checkpoint, 45, tmp_path / "many.h5")
+    own = h5_arrays(checkpoint.with_name("generated_images.h5"))["samples"]
+    assert np.array_equal(h5_arrays(many)["samples"][:30], own)
+    assert np.array_equal(h5_arrays(few)["samples"], own[:7])
+
+
 def test_samples_are_the_runs_own_unless_another_seed_is_given(checkpoint: Path, tmp_path: Path) -> None:
     output, grid = sample_checkpoint(checkpoint, 30, tmp_path / "a.h5")
     assert (output, grid) == (tmp_path / "a.h5", tmp_path / "a.png")
@@ -77,9 +97,20 @@ def test_nothing_is_overwritten_unasked(checkpoint: Path, tmp_path: Path) -> Non
 
 
 def test_bad_places_and_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path, Path("/"), Path(".")):
+        with pytest.raises(OutputError, match=r"is a folder"):
+            sample_checkpoint(checkpoint, 1, folder)
+    with pytest.raises(OutputError, match=r"cannot be written"):
+        sample_checkpoint(checkpoint, 1, tmp_path / ("a" * 300))
+    with pytest.raises(OutputError, match=r"/proc/a\.h5: cannot be written"):
+        sample_checkpoint(checkpoint, 1, Path("/proc/a.h5"))
+    with pytest.raises(OutputError, match=r"is the checkpoint itself"):
+        sample_checkpoint(checkpoint, 1, checkpoint, tmp_path / "a.png", overwrite=True)
+    with pytest.raises(OutputError, match=r"is the checkpoint itself"):
+        evaluate_checkpoint(checkpoint, 1, 2, per_image=checkpoint, overwrite=True)
     with pytest.raises(OutputError, match=r"there is no folder .*nowhere"):
         sample_checkpoint(checkpoint, 1, tmp_path / "nowhere" / "a.h5")
-    with pytest.raises(OutputError, match=r"images and grid cannot be one file"):
+    with pytest.raises(OutputError, match=r"must be different files"):
         sample_checkpoint(checkpoint, 1, tmp_path / "a.png")
     with pytest.raises(CheckpointError, match=r"missing\.h5: no such file"):
         sample_checkpoint(tmp_path / "missing.h5", 1, tmp_path / "a.h5")

@@ -107,6 +107,13 @@ def test_the_loss_is_its_formula(normalization: str) -> None:
     assert torch.equal(estimate.loss, objective(model, IMAGES, stream(7)))
 
 
+def test_the_stream_of_random_numbers_goes_on() -> None:
+    """Two losses in a row are of different samples; the reference begins each with the same seed."""
+    model, rng = lively_model(2, "uniform"), stream(10)
+    first, second = (ImportanceSampling(16)(model, IMAGES, rng) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
 def test_weights_carry_no_gradient() -> None:
     """With one sample the weight is 1 whatever the likelihood: the loss is -(l + log p)."""
     model = lively_model(1, "uniform")
@@ -127,5 +134,8 @@ def test_noise_acts_on_the_output_before_its_activation() -> None:
     likelihood = model.output_log_likelihood(IMAGES, noisy).detach()
     expected = -(likelihood.softmax(1) * (likelihood + model.prior.log_prob(z))).sum(1).mean()
     torch.testing.assert_close(estimate.loss, expected)
+    with torch.no_grad():  # while training only
+        evaluated = ImportanceSampling(32)(model, IMAGES, stream(9))
     model.noise_std = 0.0
-    assert not torch.isclose(ImportanceSampling(32)(model, IMAGES, stream(9)), expected)
+    assert torch.equal(ImportanceSampling(32)(model, IMAGES, stream(9)), evaluated)
+    assert not torch.isclose(evaluated, expected)

@@ -148,10 +148,11 @@ def words(*known: str) -> tuple[str, dict[str, Any], list[str]]:
 COUNT = integers(1, 10**9)
 COUNT_OR_ZERO = integers(0, 10**9)
 POSITIVE = numbers(" greater than 0", ["1e-300", "3", "1e300"], ["0", "-0.0", "-1e-300"])
-NON_NEGATIVE = numbers(" of at least 0", ["0", "0.25", "1e300"], ["-1e-300", "-1"])
+SIZE = numbers(" from 0 to 1000000", ["0", "0.25", "1e6"], ["-1e-300", "-1", "1000001"])
+WIDTH = numbers(" from 0.0001 to 1000000", ["1e-4", "3", "1e6"], ["0", "9e-5", "-1", "1000001"])
 SHARE = numbers(" from 0 to 1", ["0", "1", ".5", "1."], ["-1e-9", "1.000001"])
 OPEN_SHARE = numbers(" between 0 and 1", ["1e-300", "0.999999"], ["0", "1", "-0.5", "2"])
-ANY_NUMBER = numbers("", ["-1e300", "0", "1E-4", "+2"], [])
+FACTOR = numbers(" from -1000000 to 1000000", ["-1e6", "0", "1E-4", "+2", "1e6"], ["-1000001", "1000001"])
 SWITCH = ("true or false", {"true": True, "false": False}, ["yes", "1", "", "none", "truefalse"])
 ANY_TEXT = ("any text", {"celu": "celu", "50% of a;b": "50% of a;b", "1": "1"}, [""])
 WIDTHS = {"1000000, 1": (10**6, 1), "3 ,4,5": (3, 4, 5), "7,\t8": (7, 8)}
@@ -170,7 +171,7 @@ NO_WIDTHS = [
     ", ".join("1" * 65),
 ]
 RANGE = {"0,1": (0, 1), "-1.5 , 2": (-1.5, 2), "1e-3,\t1e3": (0.001, 1000)}
-NO_RANGE = ["", "1", "0, 1, 2", "0 1", "0,", "a, b", "nan, 1", "0, inf", "-inf, 0"]
+NO_RANGE = ["", "1", "0, 1, 2", "0 1", "0,", "a, b", "nan, 1", "0, inf", "-inf, 0", "0, 1000001"]
 ACTIVATIONS = words("relu", "leakyrelu", "tanh", "sigmoid", "swish", "gelu", "selu", "silu", "elu", "celu", "none")
 OPTIMIZERS = words(
     "adam", "adamw", "sgd", "rms", "bfgs", "l-bfgs", "cg", "gd", "newton", "interior-point", "neldermead"
@@ -181,12 +182,12 @@ UNIVARIATE_RULES = {
     "spline_function": words("B-spline", "RBF", "RSWAF"),
     "grid_size": integers(1, 10000),
     "grid_update_ratio": SHARE,
-    "grid_range": ("two numbers, the smaller one first", RANGE, NO_RANGE),
-    "ε_scale": NON_NEGATIVE,
-    "μ_scale": ANY_NUMBER,
-    "σ_base": ANY_NUMBER,
-    "σ_spline": ANY_NUMBER,
-    "init_η": POSITIVE,
+    "grid_range": ("two numbers from -1000000 to 1000000, the smaller one first", RANGE, NO_RANGE),
+    "ε_scale": SIZE,
+    "μ_scale": FACTOR,
+    "σ_base": FACTOR,
+    "σ_spline": FACTOR,
+    "init_η": WIDTH,
     "η_trainable": SWITCH,
 }
 RULES: dict[str, dict[str, tuple[str, dict[str, Any], list[str]]]] = {
@@ -204,8 +205,8 @@ RULES: dict[str, dict[str, tuple[str, dict[str, Any], list[str]]]] = {
         "expert_widths": (
             "1 or more integers from 1 to 1000000, separated by commas", {**WIDTHS, "5": (5,)}, NO_WIDTHS,
         ),
-        "generator_noise_var": NON_NEGATIVE,
-        "generator_variance": POSITIVE,
+        "generator_noise_var": SIZE,
+        "generator_variance": WIDTH,
         "likelihood_model": words("bernoulli", "l2"),
         "output_activation": words("sigmoid", "tanh", "none"),
         "gating_activation": ANY_TEXT,

@@ -130,6 +130,7 @@ def test_knots_are_quantiles_blended_with_equal_ones() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("grid_size", [1, 12, 200, 10000])
 @pytest.mark.parametrize(
     "x",
     [
@@ -143,12 +144,12 @@ def test_knots_are_quantiles_blended_with_equal_ones() -> None:
     ],
     ids=["zero", "large constant", "tiny constant", "one outlier", "two close values", "one input", "three values"],
 )
-def test_knots_increase_strictly_whatever_repeats(x: Tensor, ratio: float) -> None:
-    knots = adaptive_knots(x, 12, ratio)
+def test_knots_increase_strictly_whatever_repeats(x: Tensor, ratio: float, grid_size: int) -> None:
+    knots = adaptive_knots(x, grid_size, ratio)
     grid = extend_grid(knots, 3).float()
     gaps = grid.double().diff(dim=1)
     assert (gaps > 0).all()
-    mean = (knots[:, -1] - knots[:, 0]) / 12
+    mean = (knots[:, -1] - knots[:, 0]) / grid_size
     assert (knots.diff(dim=1) >= 0.999 * MIN_UPDATE_RATIO * mean).all()
     assert (knots[:, 0] <= x.min()).all()
     assert (knots[:, -1] >= x.max()).all()

@@ -165,17 +165,24 @@ def test_training_stops_when_its_seconds_have_passed() -> None:
     assert any(line.startswith("max_seconds = 0.2 have passed: stopping in epoch") for line in lines)
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_is_saved() -> None:
+def test_figures_that_are_not_finite_stop_before_they_are_saved() -> None:
     saved: list[int] = []
+    models: list[LVKAM] = []
 
     def spoil(model: LVKAM) -> None:
         with torch.no_grad():
             next(iter(model.generator.parameters())).fill_(torch.nan)
 
-    overrides = ("GRID_UPDATING.update_llhood_grid=false", "TRAINING.checkpoint_minutes=1e-9")
-    with pytest.raises(FloatingPointError, match=r"^epoch 1, iteration 1: the loss is nan$"):
-        run(small_config(*overrides), on_checkpoint=lambda state: saved.append(state.iteration), spoil=spoil)
-    assert saved == []
+    def save_then_spoil(state: TrainingState) -> None:
+        saved.append(state.epoch)
+        spoil(models[0])
+
+    with pytest.raises(FloatingPointError, match=r"^epoch 0: the test loss is nan, the test NLL nan$"):
+        run(small_config(), spoil=spoil)
+    overrides = ("GRID_UPDATING.update_llhood_grid=false", "TRAINING.N_epochs=3")
+    with pytest.raises(FloatingPointError, match=r"^epoch 2, iteration 3: the loss is nan$"):
+        run(small_config(*overrides), on_checkpoint=save_then_spoil, spoil=models.append)
+    assert saved == [1]
 
 
 class Poisoned(ImportanceSampling):
