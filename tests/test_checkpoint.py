@@ -323,7 +323,7 @@ def test_a_failure_leaves_the_old_file(error: type[BaseException], tmp_path: Pat
     for old in (b"old", None):
         if old is None:
             path.unlink()
-        with pytest.raises(error), write_atomically(path) as temporary:  # noqa: PT012
+        with pytest.raises(error), write_atomically(path) as temporary:  # noqa: PT012 - the failure is inside the context
             assert temporary.parent == path.parent
             temporary.write_text("half")
             assert (path.read_bytes() if path.exists() else None) == old
