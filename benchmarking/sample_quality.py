@@ -8,7 +8,6 @@ printed beside it. The classifier is the only judge: this says nothing about div
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -43,13 +42,9 @@ class Classifier(nn.Module):
         return self.dense(self.convolutions(x.view(-1, *self.shape)))
 
 
-def batches(count: int) -> Iterator[Tensor]:
-    return iter(torch.randperm(count).split(BATCH))
-
-
 def fit(classifier: Classifier, images: Tensor, labels: Tensor) -> None:
     optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
-    steps = [batch for _ in range(EPOCHS) for batch in batches(len(images))]
+    steps = [batch for _ in range(EPOCHS) for batch in torch.randperm(len(images)).split(BATCH)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=len(steps))
     for batch in tqdm(steps, desc="classifier"):
         loss = F.cross_entropy(classifier(images[batch]), labels[batch])

@@ -274,7 +274,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
     for name, section in (("MIX_PRIOR", config.prior), ("KAN_LIKELIHOOD", config.generator)):
         low, high = section.grid_range
         if not low < high:
-            yield name, "grid_range", "two numbers from -1000000 to 1000000, the smaller one first"
+            yield name, "grid_range", allowed_text(section.fields_by_key()["grid_range"][1])
         elif high - low < NARROWEST_GAP * section.grid_size * max(1, abs(low), abs(high)):
             yield name, "grid_range", f"wide enough for {section.grid_size} intervals in single precision"
 

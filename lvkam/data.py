@@ -272,6 +272,7 @@ def _download(name: str, source: IdxSource, file: str, places: list[Path]) -> Pa
 def _unzipped_sha256(path: Path) -> str | None:
     try:
         with gzip.open(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] - a gzip file reads into buffers, which its stub leaves out
+            # a gzip file reads into buffers, which its stub leaves out
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except (EOFError, OSError, zlib.error):
         return None  # not gzip: wrong bytes, as the caller says

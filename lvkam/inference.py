@@ -12,7 +12,7 @@ from lvkam.checkpoint import write_atomically
 from lvkam.data import DataError, load_dataset
 from lvkam.evidence import Evidence, importance_log_evidence
 from lvkam.experiment import draw_images, load_checkpoint
-from lvkam.run_folder import OutputError, check_files, save_images
+from lvkam.run_folder import check_files, save_images
 from lvkam.training import random_stream
 
 
@@ -43,9 +43,7 @@ def evaluate_checkpoint(
         OutputError: `per_image` is there already or cannot be written.
     """
     if per_image is not None:
-        check_files([per_image], overwrite)
-        if per_image.resolve() == path.resolve():
-            raise OutputError(f"{path}: is the checkpoint itself")
+        check_files([per_image], overwrite, path)
     checkpoint, config, model = load_checkpoint(path)
     dataset = load_dataset(checkpoint.dataset, 1, num_images, config.training.img_resize, data_dir)
     if dataset.image_shape != checkpoint.image_shape:
@@ -104,11 +102,8 @@ def sample_checkpoint(
         CheckpointError: no checkpoint.
         OutputError: a file is there already, or its folder is not.
     """
-    check_files([output], overwrite)
-    grid = grid or output.with_suffix(".png")
-    check_files([output, grid], overwrite)
-    if path.resolve() in {output.resolve(), grid.resolve()}:
-        raise OutputError(f"{path}: is the checkpoint itself")
+    grid = grid or output.parent / f"{output.stem}.png"
+    check_files([output, grid], overwrite, path)
     checkpoint, config, model = load_checkpoint(path)
     images, latents = draw_images(model, config, num_images, checkpoint.seed if seed is None else seed)
     save_images(output, images.numpy(), checkpoint.image_shape, latents.numpy() if save_latents else None, grid)

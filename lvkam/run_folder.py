@@ -47,11 +47,16 @@ def results_in(folder: Path) -> list[str]:
         raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
-def check_files(files: Sequence[Path], overwrite: bool) -> None:
+def check_files(files: Sequence[Path], overwrite: bool, checkpoint: Path) -> None:
     """Make sure that these files can be written, without writing anything.
 
+    Args:
+        files: what will be written.
+        overwrite: whether they may replace what is there.
+        checkpoint: what they are made from, and must not replace.
+
     Raises:
-        OutputError: one is there already, two are the same, or a place cannot be written.
+        OutputError: one is there already or is the checkpoint, two are the same, or a place cannot be written.
     """
     for file in files:
         try:
@@ -65,8 +70,11 @@ def check_files(files: Sequence[Path], overwrite: bool) -> None:
                 pass
         except OSError as error:
             raise OutputError(f"{file}: cannot be written ({error.strerror})") from error
-    if len({file.resolve() for file in files}) < len(files):
+    places = {file.resolve() for file in files}
+    if len(places) < len(files):
         raise OutputError(f"{', '.join(map(str, files))}: must be different files")
+    if checkpoint.resolve() in places:
+        raise OutputError(f"{checkpoint}: is the checkpoint itself")
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:

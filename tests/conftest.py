@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from lvkam.config import Config, parse_config
 from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
 from lvkam.model import LVKAM
 from lvkam.prior import REFERENCE_DENSITIES, MixturePrior
@@ -58,6 +59,10 @@ def small_overrides() -> list[str]:
     ]  # fmt: skip
 
 
+def small_config(*overrides: str) -> Config:
+    return parse_config("", "test", [*small_overrides(), *overrides])
+
+
 def h5_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an HDF5 file by their paths in it, read by h5py alone."""
     arrays: dict[str, np.ndarray] = {}
@@ -74,7 +79,8 @@ def h5_arrays(path: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder that holds FashionMNIST, laid out as torchvision does."""
-    folder = Path(os.environ.get("LVKAM_DATA_DIR", REPOSITORY.parent / "shared" / "data"))
+    # no part of the repository: where its files lie beside it, the tests that need them run too
+    folder = Path(os.environ.get("LVKAM_DATA_DIR") or REPOSITORY.parent / "shared" / "data")
     if not (folder / "FashionMNIST" / "raw").is_dir():
         pytest.skip("FashionMNIST is not here: set LVKAM_DATA_DIR to a folder that holds FashionMNIST/raw")
     return folder

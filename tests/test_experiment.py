@@ -16,7 +16,7 @@ from scipy.interpolate import BSpline
 
 import lvkam
 from lvkam.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from lvkam.config import Config, ConfigError, parse_config
+from lvkam.config import ConfigError, parse_config
 from lvkam.data import load_dataset
 from lvkam.experiment import (
     DeviceError,
@@ -34,11 +34,7 @@ from lvkam.run_folder import RUN_FILES, OutputError
 from lvkam.splines import BASES
 from lvkam.training import random_stream
 from lvkam.univariate import ACTIVATIONS, UnivariateFunctions
-from tests.conftest import REPOSITORY, h5_arrays, small_overrides, stream
-
-
-def small_config(*overrides: str) -> Config:
-    return parse_config("", "test", [*small_overrides(), *overrides])
+from tests.conftest import REPOSITORY, h5_arrays, small_config, stream
 
 
 @pytest.fixture(scope="module")

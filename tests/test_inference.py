@@ -12,14 +12,13 @@ import torch
 from PIL import Image
 
 from lvkam.checkpoint import CheckpointError
-from lvkam.config import parse_config
 from lvkam.data import DataError, load_dataset
 from lvkam.evidence import importance_log_evidence
 from lvkam.experiment import load_model, run_experiment
 from lvkam.inference import evaluate_checkpoint, sample_checkpoint
 from lvkam.run_folder import OutputError
 from lvkam.training import random_stream
-from tests.conftest import h5_arrays, small_overrides
+from tests.conftest import h5_arrays, small_config
 
 
 @pytest.fixture(scope="module", params=["bernoulli", "l2"])
@@ -29,7 +28,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         "KAN_LIKELIHOOD.generator_variance=0.3",
         "TRAINING.N_epochs=1",
     ]
-    config = parse_config("", "test", [*small_overrides(), *likelihood])
+    config = small_config(*likelihood)
     return run_experiment(config, tmp_path_factory.mktemp("inference") / "run", say=lambda _: None) / "ckpt.h5"
 
 

@@ -9,21 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from lvkam.config import Config, parse_config
+from lvkam.config import Config
 from lvkam.data import Dataset
 from lvkam.experiment import build_model
 from lvkam.model import LVKAM
 from lvkam.objectives import Estimate, ImportanceSampling
 from lvkam.optimizers import build_optimizer
 from lvkam.training import LONGEST_PERIOD, EpochRecord, TrainingState, next_period, random_stream, train
-from tests.conftest import small_overrides, stream
+from tests.conftest import small_config, stream
 
 
-def small_config(*overrides: str) -> Config:
-    return parse_config("", "test", [*small_overrides(), "TRAINING.N_train=50", *overrides])
+def made_config(*overrides: str) -> Config:
+    """For `made_dataset`."""
+    return small_config("TRAINING.N_train=50", *overrides)
 
 
-def small_dataset() -> Dataset:
+def made_dataset() -> Dataset:
     dark = torch.rand(70, 1, generator=stream(0)) < 0.5
     pixels = torch.where(dark, 0.1, 0.9).repeat(1, 9)
     pixels[:, 0] = torch.arange(70) / 70  # tells the images apart
@@ -44,7 +45,7 @@ def run(
         model,
         objective or ImportanceSampling(config.training.num_samples),
         build_optimizer(config.optimizer.type, model.parameters(), config.optimizer.learning_rate),
-        small_dataset(),
+        made_dataset(),
         config,
         random_stream(config.training.seed, "training"),
         on_epoch=records.append,
@@ -69,10 +70,10 @@ class Recording(ImportanceSampling):
 def test_every_image_once_an_epoch_in_a_new_order() -> None:
     objective = Recording(4)
     object.__setattr__(objective, "seen", [])
-    _, records, _, state = run(small_config("TRAINING.N_epochs=3", "TRAINING.batch_size=16"), objective)
+    _, records, _, state = run(made_config("TRAINING.N_epochs=3", "TRAINING.batch_size=16"), objective)
     assert [len(batch) for batch in objective.seen] == [16, 16, 16, 2] * 3
     epochs = [[x for batch in objective.seen[4 * e : 4 * e + 4] for x in batch] for e in range(3)]
-    everything = small_dataset().train[:, 0].tolist()
+    everything = made_dataset().train[:, 0].tolist()
     assert all(sorted(epoch) == everything for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert (state.epoch, state.iteration) == (3, 12)
@@ -82,7 +83,7 @@ def test_every_image_once_an_epoch_in_a_new_order() -> None:
 
 
 def test_training_lowers_the_loss() -> None:
-    _, records, _, _ = run(small_config("TRAINING.N_epochs=80", "OPTIMIZER.learning_rate=0.02"))
+    _, records, _, _ = run(made_config("TRAINING.N_epochs=80", "OPTIMIZER.learning_rate=0.02"))
     # one coin and eight nearly certain pixels: an entropy of 0.7 + 8 * 0.33 + 0.6 nats, and 6.2 at first
     assert records[0].test_nll > 6
     assert records[-1].test_nll < 4.5
@@ -91,10 +92,10 @@ def test_training_lowers_the_loss() -> None:
 
 @pytest.mark.parametrize("overrides", [(), ("KAN_LIKELIHOOD.generator_noise_var=0.1",), ("OPTIMIZER.type=sgd",)])
 def test_the_same_seed_gives_the_same_bits(overrides: tuple[str, ...]) -> None:
-    (a, first, _, _), (b, second, _, _) = run(small_config(*overrides)), run(small_config(*overrides))
+    (a, first, _, _), (b, second, _, _) = run(made_config(*overrides)), run(made_config(*overrides))
     assert [r[1:] for r in first] == [r[1:] for r in second]  # all but the seconds
     assert all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-    other, _, _, _ = run(small_config(*overrides, "TRAINING.seed=2"))
+    other, _, _, _ = run(made_config(*overrides, "TRAINING.seed=2"))
     assert not torch.equal(a.prior.mixture_logits, other.prior.mixture_logits)
 
 
@@ -133,7 +134,7 @@ def test_the_cadence_of_grid_updates_compounds() -> None:
     ],
 )
 def test_grids_adapt_when_due(overrides: list[str], updates: list[int]) -> None:
-    config = small_config(
+    config = made_config(
         "TRAINING.verbose=true", "TRAINING.N_epochs=3", "TRAINING.batch_size=16",
         "GRID_UPDATING.grid_update_frequency=3", "GRID_UPDATING.grid_update_decay=1", *overrides,
     )  # fmt: skip
@@ -149,17 +150,17 @@ def test_grids_adapt_when_due(overrides: list[str], updates: list[int]) -> None:
 
 def test_checkpoints_come_when_due() -> None:
     saved: list[int] = []
-    config = small_config("TRAINING.N_epochs=5", "TRAINING.checkpoint_every=2")
+    config = made_config("TRAINING.N_epochs=5", "TRAINING.checkpoint_every=2")
     run(config, on_checkpoint=lambda state: saved.append(state.epoch))
     assert saved == [2, 4, 5]
-    config = small_config("TRAINING.N_epochs=1", "TRAINING.batch_size=10", "TRAINING.checkpoint_minutes=1e-9")
+    config = made_config("TRAINING.N_epochs=1", "TRAINING.batch_size=10", "TRAINING.checkpoint_minutes=1e-9")
     iterations: list[int] = []
     run(config, on_checkpoint=lambda state: iterations.append(state.iteration))
     assert iterations == [1, 2, 3, 4, 5, 5]
 
 
 def test_training_stops_when_its_seconds_have_passed() -> None:
-    _, records, lines, state = run(small_config("TRAINING.N_epochs=100000", "TRAINING.max_seconds=0.2"))
+    _, records, lines, state = run(made_config("TRAINING.N_epochs=100000", "TRAINING.max_seconds=0.2"))
     assert 0.2 <= state.seconds < 5
     assert records[-1].epoch == state.epoch < 100000
     assert any(line.startswith("max_seconds = 0.2 have passed: stopping in epoch") for line in lines)
@@ -178,10 +179,10 @@ def test_figures_that_are_not_finite_stop_before_they_are_saved() -> None:
         spoil(models[0])
 
     with pytest.raises(FloatingPointError, match=r"^epoch 0: the test loss is nan, the test NLL nan$"):
-        run(small_config(), spoil=spoil)
+        run(made_config(), spoil=spoil)
     overrides = ("GRID_UPDATING.update_llhood_grid=false", "TRAINING.N_epochs=3")
     with pytest.raises(FloatingPointError, match=r"^epoch 2, iteration 3: the loss is nan$"):
-        run(small_config(*overrides), on_checkpoint=save_then_spoil, spoil=models.append)
+        run(made_config(*overrides), on_checkpoint=save_then_spoil, spoil=models.append)
     assert saved == [1]
 
 
@@ -195,4 +196,4 @@ class Poisoned(ImportanceSampling):
 
 def test_a_gradient_that_is_not_finite_names_its_parameter() -> None:
     with pytest.raises(FloatingPointError, match=r"^epoch 1, iteration 1: the gradient of prior.mixture_logits is not"):
-        run(small_config(), Poisoned(4))
+        run(made_config(), Poisoned(4))
