@@ -85,8 +85,6 @@ SECTIONS: dict[str, type[Section]] = {name: type(section) for name, section in C
 NOT_IMPLEMENTED: dict[tuple[str, str], tuple[Any, ...]] = {
     ("OPTIMIZER", "type"): ("bfgs", "l-bfgs", "cg", "gd", "newton", "interior-point", "neldermead"),
     ("OPTIMIZER", "schedule"): ("cosine", "step"),
-    ("TRAINING", "compile"): ("true",),
-    ("TRAINING", "precision"): ("bf16",),
     ("TRAINING", "binarize"): ("static", "dynamic"),
     ("TRAINING", "shard"): ("samples",),
 }
@@ -290,8 +288,6 @@ def _not_implemented(config: Config) -> Iterator[tuple[str, str]]:
         yield "OPTIMIZER", "warmup_steps"
     if config.training.gen_every:
         yield "TRAINING", "gen_every"
-    if config.training.gradient_samples != "all":
-        yield "TRAINING", "gradient_samples"
 
 
 def key_table() -> str:
@@ -307,7 +303,7 @@ def key_table() -> str:
             parts.append(f"| `{key}` | {allowed_text(field)} | `{write_value(defaults[key])}` | {field.description} |")
         parts.append("")
     not_yet = [f"`{key} = {write_value(v)}`" for (_, key), values in NOT_IMPLEMENTED.items() for v in values]
-    not_yet += ["`num_temps` above 1", "`warmup_steps`", "`gen_every`", "`gradient_samples` other than `all`"]
+    not_yet += ["`num_temps` above 1", "`warmup_steps`", "`gen_every`"]
     parts.append(f"Accepted by the dialect but refused in this version: {', '.join(not_yet)}.")
     return "\n".join(parts) + "\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from lvkam.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
+from lvkam.compilation import compiler_problem
 from lvkam.config import Config, ConfigError, parse_config
 from lvkam.data import DataError, Dataset, TooFewImagesError, load_dataset
 from lvkam.errors import InputError
@@ -40,15 +42,22 @@ from lvkam.splines import BASES
 from lvkam.training import EpochRecord, TrainingState, random_stream, train
 from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Of the generator's matrix products, by their names in the INI file."""
+
 DEVICES = ("cpu", "cuda")
 """Kinds of devices that lvkam runs on."""
+
+
+STEPS_THAT_REPAY = 1000
+"""Steps of training from which on compiling, half a minute the first time and some seconds later, is repaid."""
 
 
 class DeviceError(InputError):
     """A device that is not there."""
 
 
-def _family(section: UnivariateConfig) -> FunctionFamily:
+def _family(section: UnivariateConfig, *, compiled: bool, precision: str = "fp32") -> FunctionFamily:
     return FunctionFamily(
         basis=BASES[section.spline_function],
         activation=ACTIVATIONS[section.base_activation],
@@ -62,29 +71,38 @@ def _family(section: UnivariateConfig) -> FunctionFamily:
         sigma_spline=section.sigma_spline,
         bandwidth=section.initial_bandwidth,
         bandwidth_trainable=section.bandwidth_trainable,
+        precision=PRECISIONS[precision],
+        compiled=compiled,
     )
 
 
-def build_model(config: Config, data_dim: int) -> LVKAM:
+def build_model(config: Config, data_dim: int, *, compile: bool = False) -> LVKAM:
     """The model of a configuration, with initial values drawn from its seed.
 
     Args:
         config: the configuration.
         data_dim: D, the generator's outputs.
+        compile: whether kernels are compiled, when first used, if a compiler works here; they run as they are
+            otherwise. The configuration's own key `compile` is for training by `run_experiment`.
     """
+    problem = compiler_problem() if compile else None
+    if problem is not None:
+        warnings.warn(f"kernels are not compiled: {problem}", stacklevel=2)
+        compile = False
     rng = random_stream(config.training.seed, "initial values")
     prior = MixturePrior(
         config.prior.latent_dim,
         config.prior.num_components,
         config.prior.layer_widths[-2:0:-1],  # written from the components to the coordinates
-        _family(config.prior),
+        _family(config.prior, compiled=compile),
         REFERENCE_DENSITIES[config.prior.reference_density],
         config.prior.quadrature_points,
         rng,
     )
+    generator_family = _family(config.generator, compiled=compile, precision=config.training.precision)
     return LVKAM(
         prior,
-        KANGenerator([*config.generator.widths, data_dim], _family(config.generator), rng),
+        KANGenerator([*config.generator.widths, data_dim], generator_family, rng),
         config.generator.likelihood,
         OUTPUT_ACTIVATIONS[config.generator.output_activation],
         likelihood_std=config.generator.likelihood_std,
@@ -94,7 +112,13 @@ def build_model(config: Config, data_dim: int) -> LVKAM:
 
 def build_objective(config: Config) -> ImportanceSampling:
     """The loss that a configuration trains with."""
-    return ImportanceSampling(config.training.num_samples, config.prior.normalization)
+    training = config.training
+    return ImportanceSampling(
+        training.num_samples,
+        config.prior.normalization,
+        None if training.gradient_samples == "all" else training.gradient_samples,
+        training.gradient_selection,
+    )
 
 
 def _layers(model: LVKAM) -> Iterator[tuple[str, UnivariateFunctions]]:
@@ -156,8 +180,8 @@ class LoadedModel(NamedTuple):
     model: LVKAM
 
 
-def load_checkpoint(path: Path | str) -> LoadedModel:
-    """Read a checkpoint and rebuild its model, on the CPU.
+def load_checkpoint(path: Path | str, *, compile: bool = False) -> LoadedModel:
+    """Read a checkpoint and rebuild its model, on the CPU; `compile` as for `build_model`.
 
     Raises:
         CheckpointError: no checkpoint, a damaged one, or one whose parts contradict each other.
@@ -167,14 +191,14 @@ def load_checkpoint(path: Path | str) -> LoadedModel:
         config = parse_config(checkpoint.config, f"{path} (config)")
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
-    model = build_model(config, math.prod(checkpoint.image_shape))
+    model = build_model(config, math.prod(checkpoint.image_shape), compile=compile)
     set_model_arrays(model, dict(checkpoint.arrays), str(path))
     return LoadedModel(checkpoint, config, model)
 
 
-def load_model(path: Path | str) -> LVKAM:
-    """The model of a checkpoint, on the CPU; raises as `load_checkpoint`."""
-    return load_checkpoint(path).model
+def load_model(path: Path | str, *, compile: bool = False) -> LVKAM:
+    """The model of a checkpoint, on the CPU; arguments and errors are those of `load_checkpoint`."""
+    return load_checkpoint(path, compile=compile).model
 
 
 def choose_device(name: str | None, use_gpu: bool) -> torch.device:
@@ -192,6 +216,31 @@ def choose_device(name: str | None, use_gpu: bool) -> torch.device:
     except (RuntimeError, AssertionError):  # what torch raises depends on the kind of device
         pass
     raise DeviceError(f"--device {name}: no such device here; must be cpu, or cuda or cuda:N where there is one")
+
+
+def compilation_plan(config: Config) -> str | None:
+    """Why a training does not compile its kernels, if a compiler works, or None if it does."""
+    steps = config.training.num_epochs * math.ceil(config.training.num_train / config.training.batch_size)
+    if config.training.compile == "false":
+        return "compile = false"
+    if config.training.compile == "auto" and steps < STEPS_THAT_REPAY:
+        return f"{steps} steps would not repay it"
+    return None
+
+
+def choose_compilation(config: Config, device: torch.device) -> str | None:
+    """Why a training on a device does not compile its kernels, or None if it does.
+
+    Raises:
+        ConfigError: `compile = true` where nothing can be compiled.
+    """
+    reason = compilation_plan(config)
+    if reason is not None:
+        return reason
+    problem = compiler_problem(device.type)
+    if problem is not None and config.training.compile == "true":
+        raise ConfigError([config.problem("TRAINING", "compile", f"auto or false: no compiler works here ({problem})")])
+    return None if problem is None else f"no compiler works here ({problem})"
 
 
 def load_config_dataset(config: Config, data_dir: Path | None = None) -> Dataset:
@@ -246,13 +295,15 @@ def run_experiment(
     check_folder(folder, overwrite)
     chosen = choose_device(device, config.training.use_gpu)
     dataset = load_config_dataset(config, data_dir)
-    model = build_model(config, math.prod(dataset.image_shape)).to(chosen)
+    not_compiled = choose_compilation(config, chosen)
+    model = build_model(config, math.prod(dataset.image_shape), compile=not_compiled is None).to(chosen)
     # nothing of an older run is lost before all that this one needs is there
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         check_folder(folder, overwrite)
         for name in RUN_FILES:
             (folder / name).unlink(missing_ok=True)
+        say(f"kernels {'compiled' if not_compiled is None else f'not compiled: {not_compiled}'}")
         _run(config, folder, dataset, model, say)
     return folder
 
@@ -323,7 +374,7 @@ def _training_arrays(
         "training/grid_update/period": np.asarray(state.grid_update_period),
         "training/seconds": np.asarray(state.seconds),
         "training/threads": np.asarray(torch.get_num_threads()),
-        "training/compiled": np.asarray(False),
+        "training/compiled": np.asarray(next(layer for _, layer in _layers(model)).family.compiled),
     }
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -365,6 +416,7 @@ def describe_run(config: Config, output: Path | None = None, data_dir: Path | No
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "steps": f"{training.num_epochs} epochs of {steps} steps of {training.batch_size} images "
         f"and {training.num_samples} samples",
+        "kernels": f"not compiled: {plan}" if (plan := compilation_plan(config)) else "compiled, if a compiler works",
         "memory": f"about {_memory_estimate(model, config, dataset) / 2**20:.0f} MiB",
         "folder": f"{folder}{', which holds a run: --overwrite replaces it' if results_in(folder) else ''}",
     }

@@ -21,8 +21,17 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from lvkam.sampling import CellTable, choose_components, inverse_transform, tabulate
+from lvkam.sampling import (
+    BLOCK,
+    CellTable,
+    choose_components,
+    component_means,
+    inverse_transform,
+    repeat_ends,
+    tabulate,
+)
 from lvkam.univariate import FunctionFamily, UnivariateFunctions, glorot_normal
 
 
@@ -65,6 +74,28 @@ INTERVAL_SHARE = 0.75
 MAX_WIDENINGS = 12
 """How often the range may widen by half before a density counts as one that cannot be normalised."""
 
+CHUNK = 2**23
+"""Energies computed at a time, N Q P of them, to bound the memory."""
+
+
+def _mixture_log_density(energies: Tensor, log_weights: Tensor, log_reference: Tensor) -> Tensor:
+    """sum_q log sum_p exp(f_qp + log weight_qp) pi_0: (Q, N, P), (Q, P), (N, Q) -> (N,)."""
+    mixture = torch.logsumexp(energies + log_weights.unsqueeze(1), dim=-1)  # (Q, N)
+    return (mixture.T + log_reference).sum(-1)
+
+
+class _Quadrature(NamedTuple):
+    """Nodes, and what else changes only with the grid and the range."""
+
+    key: object
+    """State of the grid, and range."""
+    nodes: Tensor
+    """(Q, n)."""
+    log_reference: Tensor
+    """log pi_0 at the nodes, (Q, 1, n)."""
+    features: Tensor | None
+    """The first layer's at the nodes, (Q, n, K+1); None if a bandwidth changes them too."""
+
 
 class MixturePrior(nn.Module):
     """p(z), sampled exactly by inverse transform, with a normalised log-density.
@@ -97,9 +128,7 @@ class MixturePrior(nn.Module):
         shapes = [(latent_dim, widths[0]), *zip(widths[:-1], widths[1:], strict=True)]
         self.layers = nn.ModuleList(UnivariateFunctions(i, o, family, rng) for i, o in shapes)
         self.mixture_logits = nn.Parameter(glorot_normal(latent_dim, num_components, rng))
-        self._nodes_key: object = None  # what the quadrature's nodes depend on
-        self._nodes: Tensor | None = None
-        self._features: Tensor | None = None
+        self._quadrature: _Quadrature | None = None
 
     def _layer(self, index: int) -> UnivariateFunctions:
         layer = self.layers[index]
@@ -135,23 +164,33 @@ class MixturePrior(nn.Module):
         return self._log_mixture(z, self.log_weights())
 
     def _log_mixture(self, z: Tensor, log_weights: Tensor) -> Tensor:
-        mixture = torch.logsumexp(self.energies(z) + log_weights, dim=-1)  # (N, Q)
-        return (mixture + self.reference.log_prob(z)).sum(-1)
+        rows = max(1, CHUNK // (self.latent_dim * self.num_components))
+        if len(z) <= rows:
+            return self._log_mixture_of_chunk(z, log_weights)
+        # each chunk's energies are computed again for the gradient, so that one chunk's exist at a time
+        chunks = [
+            checkpoint(self._log_mixture_of_chunk, z_, log_weights, use_reentrant=False, preserve_rng_state=False)
+            for z_ in z.split(rows)
+        ]
+        return torch.cat([chunk for chunk in chunks if isinstance(chunk, Tensor)])
+
+    def _log_mixture_of_chunk(self, z: Tensor, log_weights: Tensor) -> Tensor:
+        kernel = self._layer(0).family.kernel(_mixture_log_density)
+        return kernel(self.energies(z).transpose(0, 1), log_weights, self.reference.log_prob(z))
 
     def log_normalisers(self, table: CellTable | None = None) -> Tensor:
         """log Z_qp by quadrature, (Q, P), differentiable; `table` as for `log_prob`."""
         table = table or self.table()
         if not torch.is_grad_enabled():
             return table.log_normaliser
-        # d log Z = sum_n share_n d f(node_n), the mean of df under the component: so the gradient needs the
-        # energies' graph only, contracted over the nodes before anything else where the energies are linear.
-        features = self._features_at(table.nodes)
+        # d log Z is the mean of df under the component: so the gradient needs the energies' graph only, and where
+        # the energies are linear combinations of features, these features' means.
         if len(self.layers) == 1:
-            weight = self._layer(0).weight()  # (Q, K+1, P)
-            mean_energy = torch.einsum("qpn,nqk,qkp->qp", table.node_share, features, weight)
+            means = component_means(table, self._node_features(table.nodes))  # (Q, P, K+1)
+            mean_energy = (means.transpose(1, 2) * self._layer(0).weight()).sum(1)
         else:
-            energies = self._deepen(self._layer(0).combine(features))  # (n, Q, P)
-            mean_energy = torch.einsum("qpn,nqp->qp", table.node_share, energies)
+            share = table.node_mass / table.node_mass.sum(-1, keepdim=True)
+            mean_energy = (share * self._node_energies(table.nodes)[..., 1:-1]).sum(-1)
         return table.log_normaliser + (mean_energy - mean_energy.detach())
 
     @torch.no_grad()
@@ -168,8 +207,13 @@ class MixturePrior(nn.Module):
         """
         uniform = torch.rand(2, num_samples, self.latent_dim, dtype=torch.float64, generator=rng)
         uniform = uniform.to(self.mixture_logits.device)
-        component = choose_components(self.log_weights().exp(), uniform[0])
-        return inverse_transform(table or self.table(), component, uniform[1])
+        table = table or self.table()
+        weights, compiler = self.log_weights().exp(), self._layer(0).family.kernel
+        rows = max(1, CHUNK // (self.latent_dim * max(self.num_components, BLOCK)))
+        chunks = []
+        for for_component, for_place in zip(uniform[0].split(rows), uniform[1].split(rows), strict=True):
+            chunks.append(inverse_transform(table, choose_components(weights, for_component), for_place, compiler))
+        return torch.cat(chunks)
 
     @torch.no_grad()
     def table(self) -> CellTable:
@@ -185,12 +229,13 @@ class MixturePrior(nn.Module):
             grid = self._layer(0).grid
             low, high = min(low, float(grid.min())), max(high, float(grid.max()))
         for _ in range(MAX_WIDENINGS):
-            nodes = self._quadrature_nodes(low, high)
-            energies = self._deepen(self._layer(0).combine(self._features_at(nodes)))  # (n, Q, P)
-            log_density = energies.permute(1, 2, 0).contiguous() + self.reference.log_prob(nodes).unsqueeze(1)
-            if not torch.isfinite(log_density.sum()):  # one pass; a sum that overflows has diverged as well
+            quadrature = self._place_quadrature(low, high)
+            log_density = self._node_energies(quadrature.nodes)
+            if not self.reference.bounded:  # a uniform one is zero between its ends
+                log_density += quadrature.log_reference
+            table = tabulate(quadrature.nodes, log_density, self._layer(0).family.kernel)
+            if not torch.isfinite(table.log_normaliser.sum()):
                 raise FloatingPointError("prior: an energy is not finite")
-            table = tabulate(nodes, log_density)
             heavy_left, heavy_right = (False, False) if self.reference.bounded else _heavy_tails(table)
             if not (heavy_left or heavy_right):
                 return table
@@ -214,35 +259,42 @@ class MixturePrior(nn.Module):
         kept = (length > 0).double()
         share = INTERVAL_SHARE * kept / kept.sum(1, keepdim=True)
         share += (1 - INTERVAL_SHARE) * length / length.sum(1, keepdim=True)
-        num_between = max(2, round(self.quadrature_points * stretch) - breaks.shape[1])
+        num_between = max(BLOCK, round(self.quadrature_points * stretch) - breaks.shape[1])
+        num_between -= (num_between + breaks.shape[1] + 1) % BLOCK  # so that no cells are added beside the ends
         places = (torch.arange(num_between, dtype=share.dtype, device=grid.device) + 0.5) / num_between
         cdf = F.pad(share.cumsum(1), (1, 0))
         cell = torch.searchsorted(cdf, places.expand(self.latent_dim, -1).contiguous(), right=True) - 1
         within = (places - cdf.gather(1, cell)) / share.gather(1, cell)
         between = breaks.gather(1, cell) + within * length.gather(1, cell)
-        return torch.cat((between, breaks), dim=1).sort(dim=1).values.to(grid.dtype)
+        return repeat_ends(torch.cat((between, breaks), dim=1).sort(dim=1).values.to(grid.dtype))
 
-    def _quadrature_nodes(self, low: float, high: float) -> Tensor:
-        """`_place_nodes`, kept as long as neither grid nor range changes."""
-        grid = self._layer(0).grid
+    def _place_quadrature(self, low: float, high: float) -> _Quadrature:
+        """Nodes in [low, high] with their features, kept as long as neither grid nor range changes."""
+        layer, grid = self._layer(0), self._layer(0).grid
         key = (grid.data_ptr(), grid._version, grid.dtype, low, high)
-        if self._nodes is None or self._nodes_key != key:
+        if self._quadrature is None or self._quadrature.key != key:
             with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
-                self._nodes_key, self._nodes, self._features = key, self._place_nodes(low, high), None
-        return self._nodes
+                nodes = self._place_nodes(low, high)
+                log_reference = self.reference.log_prob(nodes).unsqueeze(1)
+                features = None
+                if layer.bandwidth is None:
+                    features = layer.features(nodes.T).transpose(0, 1).contiguous()
+                self._quadrature = _Quadrature(key, nodes, log_reference, features)
+        return self._quadrature
 
-    def _features_at(self, nodes: Tensor) -> Tensor:
-        """The first layer's features at the quadrature nodes: (Q, n) -> (n, Q, K+1).
+    def _node_features(self, nodes: Tensor) -> Tensor:
+        """The first layer's features: (Q, n) -> (Q, n, K+1)."""
+        kept = self._quadrature
+        if kept is not None and kept.nodes is nodes and kept.features is not None:
+            return kept.features
+        return self._layer(0).features(nodes.T).transpose(0, 1)
 
-        They are kept with the nodes; but a bandwidth changes them too, and they carry its gradient.
-        """
-        layer = self._layer(0)
-        if layer.bandwidth is not None or nodes is not self._nodes:
-            return layer.features(nodes.T)
-        if self._features is None:
-            with torch.inference_mode(False), torch.no_grad():
-                self._features = layer.features(nodes.T)
-        return self._features
+    def _node_energies(self, nodes: Tensor) -> Tensor:
+        """f_qp at the nodes: (Q, n) -> (Q, P, n)."""
+        features, weight = self._node_features(nodes), self._layer(0).weight()
+        if len(self.layers) == 1:
+            return torch.bmm(weight.transpose(1, 2), features.transpose(1, 2))
+        return self._deepen(torch.bmm(features, weight)).transpose(1, 2)
 
     @torch.no_grad()
     def update_grids(self, num_samples: int, rng: torch.Generator) -> None:

@@ -1,17 +1,18 @@
 """Samplers and resamplers as pure tensor functions: uniform numbers in, samples out.
 
-Univariate densities are given by their logarithm l at nodes x_0 < ... < x_(n-1) and interpolated linearly in
-between, so that a cell's mass and the inverse of its CDF are closed forms: with s = l_(c+1) - l_c,
+Univariate densities are given by their logarithm l at nodes x_0 < ... < x_C and interpolated linearly in
+between, so that a cell's mass and the inverse of its CDF are closed forms: with d = exp(l), s = l_(c+1) - l_c,
 
-    mass_c = (x_(c+1) - x_c) (exp(l_(c+1)) - exp(l_c)) / s
+    mass_c = (x_(c+1) - x_c) (d_(c+1) - d_c) / s
     z      = x_c + (x_(c+1) - x_c) log(1 + r (exp(s) - 1)) / s,   r uniform in [0, 1]
 
-Letters: n nodes, Q latent coordinates, P mixture components, N draws, B images, S samples.
+Letters: n nodes, C cells, Q latent coordinates, P mixture components, N draws, B images, S samples.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,64 +20,109 @@ from torch import Tensor
 _LAST_UNIFORM = 1 - 2.0**-32
 """Uniform numbers stop here: the next row of a table begins at 1."""
 
-_GENTLE = 0.25
+BLOCK = 16
+"""Cells whose masses are summed in a table; a draw finds its block there, and then its cell."""
+
+_GENTLE = {torch.float32: 0.5, torch.float64: 0.05}
 """Where |s| is below, a series stands in for the closed form, which divides a small difference by s."""
 
-_FLATTEST = 1e-30
-"""|s| of a flat cell: small enough to make no difference, and not zero."""
+_ALMOST_ONE = 1 - 2.0**-53
+
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""What makes the function that runs of the one that is written."""
+
+
+def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Not compiled."""
+    return function
 
 
 class CellTable(NamedTuple):
     """Q x P piecewise log-linear densities, integrated."""
 
     nodes: Tensor
-    """(Q, n), non-decreasing."""
+    """(Q, n), non-decreasing; the first and the last are repeated, so that n - 1 = C is a multiple of `BLOCK`."""
     log_density: Tensor
     """(Q, P, n), not normalised."""
     log_normaliser: Tensor
     """log of the integral, (Q, P)."""
-    node_share: Tensor
-    """Derivative of `log_normaliser` with respect to `log_density`, (Q, P, n); sums to one over n."""
-    cdf: Tensor
-    """(Q*P, n), float64; row r goes from r to r+1, so that the rows laid end to end increase."""
+    node_mass: Tensor
+    """Derivative of the integral with respect to `log_density`, but at the end nodes, where it is zero, up to a
+    factor for each density: (Q, P, n-2)."""
+    block_cdf: Tensor
+    """Where blocks of cells end, (Q, P, C/BLOCK), float64, increasing to 1."""
 
 
-def tabulate(nodes: Tensor, log_density: Tensor) -> CellTable:
+def repeat_ends(nodes: Tensor) -> Tensor:
+    """Nodes as a table has them, cells without width being added at both ends: (..., n) -> (..., n')."""
+    missing = -(nodes.shape[-1] + 1) % BLOCK
+    last = nodes[..., -1:].expand(*nodes.shape[:-1], missing + 1)
+    return torch.cat((nodes[..., :1], nodes, last), -1)
+
+
+def tabulate(nodes: Tensor, log_density: Tensor, compiler: Compiler = as_written) -> CellTable:
     """Integrate each density, once for all its draws; without gradient.
 
     Args:
-        nodes: (Q, n), non-decreasing.
+        nodes: (Q, n), as `repeat_ends` makes them.
         log_density: (Q, P, n), finite.
+        compiler: for the kernel.
     """
     log_density = log_density.detach()
-    peak = log_density.amax(-1, keepdim=True)
-    density = torch.exp(log_density - peak)
-    slope = log_density.diff(dim=-1)  # s, (Q, P, n-1)
-    # Seen from its higher end a cell falls by the factor e^-a, a = |s|: no exponential can overflow. The tables
-    # are large: intermediate results are overwritten, and branches, which a CPU mispredicts, are arithmetic.
-    a = slope.abs().clamp_(min=_FLATTEST)
-    mean = torch.expm1(-a).neg_().div_(a)  # mean density, the higher end being 1: (1 - e^-a) / a
-    # what of it leans to the higher end: the mean of (t - 1/2) e^(-a (1 - t)), or (1 - mean) / a - mean / 2
-    small = a.clamp(max=_GENTLE)
-    series = small * (1 / 12 - small * (1 / 24 - small * (1 / 80 - small * (1 / 360))))
-    lean = torch.lerp((1 - mean).div_(a).sub_(mean, alpha=0.5), series, (a < _GENTLE).to(a.dtype))
+    peak, node_mass, block_mass = compiler(_integrate)(nodes, log_density)
+    block_cdf = block_mass.cumsum(-1, dtype=torch.float64)
+    total = block_cdf[..., -1:].clone()
+    log_normaliser = peak + total.squeeze(-1).log().to(peak.dtype)
+    return CellTable(nodes, log_density, log_normaliser, node_mass, block_cdf.div_(total))
 
-    width = nodes.diff(dim=-1).unsqueeze(1)  # (Q, 1, n-1)
-    scale = torch.maximum(density[..., :-1], density[..., 1:]).mul_(width)
-    mass = mean.mul_(scale)
-    lean = lean.mul_(scale).copysign_(slope)  # to the right end
-    total = mass.sum(-1, keepdim=True)
-    share = torch.empty_like(density)
-    share[..., 0] = 0
-    torch.add(lean, mass, alpha=0.5, out=share[..., 1:])
-    share[..., :-1] += torch.sub(mass, lean, alpha=2).mul_(0.5)
-    return CellTable(
-        nodes,
-        log_density,
-        (peak + total.log()).squeeze(-1),
-        share.div_(total),
-        _stacked_cdf(mass.flatten(0, 1)),
-    )
+
+def _integrate(nodes: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Highest log-density, (Q, P); by it masses of inner nodes, (Q, P, n-2), and of blocks, (Q, P, C/BLOCK)."""
+    peak = log_density.amax(-1, keepdim=True)
+    mass, lean = _cells(nodes.unsqueeze(1), log_density, torch.exp(log_density - peak))
+    node_mass = (mass / 2 + lean)[..., :-1] + (mass / 2 - lean)[..., 1:]
+    return peak.squeeze(-1), node_mass, mass.unflatten(-1, (-1, BLOCK)).sum(-1)
+
+
+def _cells(nodes: Tensor, log_density: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
+    """Mass of each cell and its lean, what the right node has more of it than half: (..., n) -> (..., n-1)."""
+    gentle = _GENTLE[nodes.dtype]
+    slope, rise = log_density.diff(dim=-1), density.diff(dim=-1)
+    middle = (density[..., :-1] + density[..., 1:]) / 2
+    # mean density = middle tanh(s/2) / (s/2), lean = middle (1 - tanh(s/2) / (s/2)) / s, both by the series of the
+    # tangent near s = 0
+    is_gentle = slope.abs() < gentle
+    small = slope.clamp(-gentle, gentle)
+    square = small * small
+    series = small * (1 / 12 - square * (1 / 120 - square * (17 / 20160 - square * (31 / 362880))))
+    inverse = 1 / _choose(is_gentle, torch.ones_like(slope), slope)
+    mean = _choose(is_gentle, middle * (1 - small * series), rise * inverse)
+    lean = _choose(is_gentle, middle * series, (middle - mean) * inverse)
+    width = nodes.diff(dim=-1)
+    return mean * width, lean * width
+
+
+def _choose(condition: Tensor, if_true: Tensor, if_false: Tensor) -> Tensor:
+    """torch.where, by arithmetic where nothing is compiled: several times faster on a CPU."""
+    if torch.compiler.is_compiling():
+        return torch.where(condition, if_true, if_false)
+    return torch.lerp(if_false, if_true, condition.to(if_true.dtype))
+
+
+def component_means(table: CellTable, values: Tensor) -> Tensor:
+    """Means of F functions, given at the nodes, under each density.
+
+    They are the derivatives of `log_normaliser` with respect to the coefficients of a log-density that is a linear
+    combination of the functions.
+
+    Args:
+        table: of n nodes.
+        values: (Q, n, F).
+
+    Returns:
+        (Q, P, F).
+    """
+    return torch.bmm(table.node_mass, values[:, 1:-1]) / table.node_mass.sum(-1, keepdim=True)
 
 
 def _stacked_cdf(mass: Tensor) -> Tensor:
@@ -115,30 +161,55 @@ def choose_components(weights: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         (N, Q), int64, in 0..P-1.
     """
-    rows = torch.arange(weights.shape[0], device=weights.device)
-    return _search_rows(_stacked_cdf(weights), rows.expand_as(uniform), uniform)
+    cdf = weights.cumsum(-1, dtype=torch.float64)
+    return _find(cdf / cdf[:, -1:], uniform)
 
 
-def inverse_transform(table: CellTable, component: Tensor, uniform: Tensor) -> Tensor:
+def _find(cdf: Tensor, uniform: Tensor) -> Tensor:
+    """The first entry past a number, (..., n), (...) -> (...); never one that adds nothing to those before it."""
+    return (cdf[..., :-1] <= uniform.clamp(0, _LAST_UNIFORM).unsqueeze(-1)).sum(-1)
+
+
+def inverse_transform(table: CellTable, component: Tensor, uniform: Tensor, compiler: Compiler = as_written) -> Tensor:
     """Draw from the chosen component of each coordinate: z = CDF^-1(u), exact for the table's density.
 
     Args:
         table: tabulated densities of Q coordinates and P components.
         component: (N, Q), int64.
         uniform: (N, Q), float64, in [0, 1].
+        compiler: for the kernel.
 
     Returns:
         (N, Q), of the dtype of the nodes, inside their range.
     """
-    num_components, length = table.log_density.shape[1:]
     q = torch.arange(table.nodes.shape[0], device=table.nodes.device)
-    row = q * num_components + component
-    cell = _search_rows(table.cdf, row, uniform)
-    below, above = table.cdf[row, cell], table.cdf[row, cell + 1]
-    log_density = table.log_density.view(-1, length)
-    slope = (log_density[row, cell + 1] - log_density[row, cell]).double()
-    r = ((row + uniform - below) / (above - below)).clamp(0, 1)
+    ends = table.block_cdf[q, component]  # (N, Q, C/BLOCK)
+    block = _find(ends, uniform)
+    nodes = table.nodes.unfold(-1, BLOCK + 1, BLOCK)[q, block]  # (N, Q, BLOCK + 1)
+    log_density = table.log_density.unfold(-1, BLOCK + 1, BLOCK)[q, component, block]
+    below = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
+    share = (uniform - below) / (ends.gather(-1, block.unsqueeze(-1)).squeeze(-1) - below)
+
+    mass = compiler(_masses)(nodes, log_density)
+    cdf = mass.cumsum(-1, dtype=torch.float64)  # (N, Q, BLOCK)
+    total = cdf[..., -1:]
+    aim = share.clamp(0, 1).unsqueeze(-1) * total
+    # the first cell that reaches past the aim; at the very end the last one that has mass
+    cell = (cdf <= torch.minimum(aim, total * _ALMOST_ONE)).sum(-1, keepdim=True)
+    r = (aim - cdf.gather(-1, cell)) / mass.gather(-1, cell) + 1
+    slope = log_density.gather(-1, cell + 1) - log_density.gather(-1, cell)
+    return compiler(_place_in_cell)(r, slope, nodes.gather(-1, cell), nodes.gather(-1, cell + 1)).squeeze(-1)
+
+
+def _masses(nodes: Tensor, log_density: Tensor) -> Tensor:
+    """Masses of cells up to a common factor, (..., n) -> (..., n-1)."""
+    return _cells(nodes, log_density, torch.exp(log_density - log_density.amax(-1, keepdim=True)))[0]
+
+
+def _place_in_cell(r: Tensor, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Where a cell's CDF is r, its log-density rising by `slope` from left to right; all of one shape."""
     # an upward slope is drawn as its mirror image, so that no exponential can overflow
+    r, slope = r.clamp(0, 1), slope.double()
     up = slope > 0
     steepness = slope.abs()
     r = torch.where(up, 1 - r, r)
@@ -147,8 +218,7 @@ def inverse_transform(table: CellTable, component: Tensor, uniform: Tensor) -> T
     # past what log1p can resolve at r = 1 it gives infinity: the far end of the cell
     position = torch.where(flat, r, position).clamp(0, 1)
     position = torch.where(up, 1 - position, position)
-    left, right = table.nodes[q, cell], table.nodes[q, cell + 1]
-    z = torch.lerp(left.double(), right.double(), position).to(table.nodes.dtype)
+    z = torch.lerp(left.double(), right.double(), position).to(left.dtype)
     return torch.minimum(torch.maximum(z, left), right)
 
 

@@ -209,8 +209,12 @@ class TrainingConfig(Section):
     max_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = _key(
         None, "stop training after so many seconds", allowed="a number greater than 0, or none"
     )
-    compile: Literal["auto", "true", "false"] = _key("auto", "compiled kernels")
-    precision: Literal["fp32", "bf16"] = _key("fp32", "precision of the generator's matrix products")
+    compile: Literal["auto", "true", "false"] = _key(
+        "auto", "compiled kernels; auto: in runs long enough to repay it, if a compiler works"
+    )
+    precision: Literal["fp32", "bf16"] = _key(
+        "fp32", "precision of the generator's matrix products; results are summed in fp32"
+    )
     checkpoint_every: int = _count(1, 1, LARGEST_COUNT, "epochs between checkpoints")
     checkpoint_minutes: float = _real(10.0, POSITIVE, "minutes between checkpoints within an epoch")
     gen_every: int = _count(0, 0, LARGEST_COUNT, "epochs between sample grids while training; 0: none")
@@ -219,7 +223,9 @@ class TrainingConfig(Section):
     gradient_samples: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | Literal["all"] = _key(
         "all", "samples of each image that carry gradient", allowed="all, or an integer from 1 to 1000000000"
     )
-    gradient_selection: Literal["top", "resampled"] = _key("top", "how these samples are chosen")
+    gradient_selection: Literal["top", "resampled"] = _key(
+        "top", "how these samples are chosen: those of the largest weights, or drawn by their weights (unbiased)"
+    )
 
 
 class OptimizerConfig(Section):

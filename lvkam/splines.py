@@ -12,10 +12,12 @@ knots of an input, h their mean spacing, eta the bandwidth, K basis functions (G
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MIN_UPDATE_RATIO = 0.01
@@ -81,36 +83,6 @@ def extend_grid(knots: Tensor, degree: int) -> Tensor:
     return torch.cat((knots[:, :1] - steps.flip(1), knots, knots[:, -1:] + steps), dim=1)
 
 
-class _BSplineBasis(torch.autograd.Function):
-    """The Cox-de Boor recursion, whose backward keeps nothing but x.
-
-    The derivative is itself made of splines one degree lower, so it is recomputed rather than stored, and can
-    be differentiated again. The basis index comes first, (K, N, I): every step of the recursion then runs over
-    contiguous memory.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, knots: Tensor, degree: int) -> Tensor:
-        # x (N, I), knots (M, 1, I) -> (K, N, I)
-        ctx.save_for_backward(x, knots)
-        ctx.degree = degree
-        not_left = (x >= knots).to(x.dtype)
-        basis = not_left[:-1] - not_left[1:]
-        for d in range(1, degree + 1):
-            weight = (x - knots[:-d]) / (knots[d:] - knots[:-d])
-            basis = torch.addcmul(weight[:-1] * basis[:-1] + basis[1:], weight[1:], basis[1:], value=-1)
-        return basis
-
-    @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None]:
-        x, knots = ctx.saved_tensors
-        k = ctx.degree
-        if k == 0 or not ctx.needs_input_grad[0]:
-            return None, None, None
-        lower = _BSplineBasis.apply(x, knots, k - 1) * (k / (knots[k:] - knots[:-k]))  # (K+1, N, I)
-        return (grad_outputs[0] * (lower[:-1] - lower[1:])).sum(0), None, None
-
-
 def b_spline_basis(x: Tensor, grid: Tensor, degree: int, bandwidth: Tensor | None = None) -> Tensor:
     """B-splines of degree k on the extended grid of each input, zero outside their support.
 
@@ -125,14 +97,44 @@ def b_spline_basis(x: Tensor, grid: Tensor, degree: int, bandwidth: Tensor | Non
     Returns:
         (N, I, K), K = M - 1 - k.
     """
-    return _BSplineBasis.apply(x, grid.T.unsqueeze(1), degree).permute(1, 2, 0)
+    spans = tuple(1 / (grid[:, d:] - grid[:, :-d]) for d in range(1, degree + 1))
+    return _recursion(x, grid, spans)[-1].permute(1, 2, 0)
 
 
-def _scaled_distance(x: Tensor, grid: Tensor, bandwidth: Tensor | None) -> Tensor:
-    """(x - t_m) / (h eta): (N, I, M)."""
-    spacing = (grid[:, -1:] - grid[:, :1]) / (grid.shape[1] - 1)
-    scale = spacing if bandwidth is None else spacing * bandwidth
-    return (x.unsqueeze(-1) - grid) / scale
+def _recursion(x: Tensor, grid: Tensor, inverse_spans: Sequence[Tensor]) -> list[Tensor]:
+    """B_m^(d) of the degrees d = 0, ..., k, the basis index first, so that each step runs over contiguous memory.
+
+    Args:
+        x: (N, I).
+        grid: (I, M).
+        inverse_spans: 1 / (t_(m+d) - t_m) for d = 1, ..., k, (I, M-d) each.
+
+    Returns:
+        (M-1-d, N, I) each.
+    """
+    distance = x - grid.T.unsqueeze(1)  # (M, N, I)
+    not_left = (distance >= 0).to(x.dtype)
+    levels = [not_left[:-1] - not_left[1:]]
+    for d, inverse_span in enumerate(inverse_spans, start=1):
+        weight, lower = distance[:-d] * inverse_span.T.unsqueeze(1), levels[-1]
+        levels.append(torch.addcmul(weight[:-1] * lower[:-1] + lower[1:], weight[1:], lower[1:], value=-1))
+    return levels
+
+
+def _scaled_distance(x: Tensor, grid: Tensor, bandwidth: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(x - t_m) / (h eta), (N, I, M), and 1 / (h eta), (I, 1)."""
+    inverse = (grid.shape[1] - 1) / (grid[:, -1:] - grid[:, :1])
+    inverse = inverse if bandwidth is None else inverse / bandwidth
+    return (x.unsqueeze(-1) - grid) * inverse, inverse.unsqueeze(0)
+
+
+SMALLEST_BUMP = 1e-12
+"""Bumps end where they are lower: no float32 sum tells it from zero beside their height of 1, and the denormal
+numbers further out make a CPU many times slower."""
+
+
+def _gaussian_bump(distance: Tensor) -> Tensor:
+    return F.threshold(torch.exp(-0.5 * distance.square()), SMALLEST_BUMP, 0.0)
 
 
 def rbf_basis(x: Tensor, grid: Tensor, degree: int, bandwidth: Tensor | None = None) -> Tensor:
@@ -147,7 +149,7 @@ def rbf_basis(x: Tensor, grid: Tensor, degree: int, bandwidth: Tensor | None = N
     Returns:
         (N, I, M).
     """
-    return torch.exp(-0.5 * _scaled_distance(x, grid, bandwidth).square())
+    return _gaussian_bump(_scaled_distance(x, grid, bandwidth)[0])
 
 
 def rswaf_basis(x: Tensor, grid: Tensor, degree: int, bandwidth: Tensor | None = None) -> Tensor:
@@ -155,24 +157,135 @@ def rswaf_basis(x: Tensor, grid: Tensor, degree: int, bandwidth: Tensor | None =
 
     Arguments and result are those of `rbf_basis`.
     """
-    return 1 - torch.tanh(_scaled_distance(x, grid, bandwidth)).square()
+    return 1 - torch.tanh(_scaled_distance(x, grid, bandwidth)[0]).square()
+
+
+class Knots(NamedTuple):
+    """A grid prepared for the kernels: what changes only when the grid does.
+
+    One more knot gives the kernels K + 1 lanes: the last one is where the base activation goes.
+    """
+
+    grid: Tensor
+    """(I, M+1)."""
+    inverse_spans: tuple[Tensor, ...]
+    """1 / (t_(m+d) - t_m) for d = 1, ..., k, (I, M+1-d) each."""
+    inverse_spacing: Tensor
+    """1 / h, (I, 1)."""
+
+
+def prepare_knots(grid: Tensor, degree: int) -> Knots:
+    """Extended grids, (I, M), prepared."""
+    spacing = (grid[:, -1:] - grid[:, :1]) / (grid.shape[1] - 1)
+    grid = torch.cat((grid, grid[:, -1:] + spacing), dim=1)
+    knots = Knots(grid, tuple(1 / (grid[:, d:] - grid[:, :-d]) for d in range(1, degree + 1)), 1 / spacing)
+    for tensor in (knots.grid, *knots.inverse_spans):
+        torch._dynamo.mark_static(tensor, 1)  # loops over lanes of known number; the other sizes may vary
+    return knots
+
+
+def _b_spline_with_slope(x: Tensor, knots: Knots, bandwidth: Tensor | None) -> tuple[Tensor, Tensor]:
+    """dB_m/dx = k (B_m^(k-1) / (t_(m+k) - t_m) - B_(m+1)^(k-1) / (t_(m+k+1) - t_(m+1)))."""
+    grid, spans, _ = knots
+    degree = len(spans)
+    if not torch.compiler.is_compiling():
+        *_, lower, basis = _recursion(x, grid, spans)
+        slope = lower * (degree * spans[-1].T.unsqueeze(1))
+        return basis.permute(1, 2, 0), (slope[:-1] - slope[1:]).permute(1, 2, 0)
+    # The same recursion in lists of (N, I, K+1), an entry for each shift of the knots: compiled, each lane goes
+    # through all degrees by itself and nothing leaves the registers.
+    lanes = grid.shape[1] - 1 - degree
+
+    def shifted(tensor: Tensor, count: int) -> list[Tensor]:
+        return [tensor[:, j : j + lanes] for j in range(count)]
+
+    distance = [x.unsqueeze(-1) - t for t in shifted(grid, degree + 2)]
+    not_left = [(d >= 0).to(x.dtype) for d in distance]
+    lower, basis = [], [a - b for a, b in pairwise(not_left)]
+    for span in spans:
+        weight = [d * s for d, s in zip(distance, shifted(span, len(basis)), strict=False)]
+        lower = basis
+        basis = [w * a + (1 - v) * b for (w, v), (a, b) in zip(pairwise(weight), pairwise(lower), strict=True)]
+    left, right = shifted(spans[-1], 2)
+    return basis[0], degree * (lower[0] * left - lower[1] * right)
+
+
+def _rbf_with_slope(x: Tensor, knots: Knots, bandwidth: Tensor | None) -> tuple[Tensor, Tensor]:
+    """dB_m/dx = -(x - t_m) B_m / (h eta)^2."""
+    inverse = knots.inverse_spacing if bandwidth is None else knots.inverse_spacing / bandwidth
+    distance = (x.unsqueeze(-1) - knots.grid) * inverse
+    basis = _gaussian_bump(distance)
+    return basis, -distance * basis * inverse
+
+
+def _rswaf_with_slope(x: Tensor, knots: Knots, bandwidth: Tensor | None) -> tuple[Tensor, Tensor]:
+    """dB_m/dx = -2 tanh((x - t_m) / (h eta)) B_m / (h eta)."""
+    inverse = knots.inverse_spacing if bandwidth is None else knots.inverse_spacing / bandwidth
+    tanh = torch.tanh((x.unsqueeze(-1) - knots.grid) * inverse)
+    basis = 1 - tanh.square()
+    return basis, -2 * tanh * basis * inverse
 
 
 class Basis(NamedTuple):
     """A family of basis functions."""
 
     evaluate: Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
-    """(x, grid, degree, bandwidth) -> (N, I, K)."""
+    """(x, grid, degree, bandwidth) -> (N, I, K): plain, in any precision, differentiable as often as wanted."""
+    with_slope: Callable[[Tensor, Knots, Tensor | None], tuple[Tensor, Tensor]]
+    """(x, knots, bandwidth) -> B_m and dB_m/dx, (N, I, K+1) each, of which the last lane means nothing."""
     size: Callable[[int, int], int]
     """(G, k) -> K."""
     has_bandwidth: bool
 
 
+def _num_knots(grid_size: int, degree: int) -> int:
+    return grid_size + 1 + 2 * degree
+
+
 BASES = {
-    "B-spline": Basis(b_spline_basis, lambda grid_size, degree: grid_size + degree, has_bandwidth=False),
-    "RBF": Basis(rbf_basis, lambda grid_size, degree: grid_size + 1 + 2 * degree, has_bandwidth=True),
-    "RSWAF": Basis(rswaf_basis, lambda grid_size, degree: grid_size + 1 + 2 * degree, has_bandwidth=True),
+    "B-spline": Basis(b_spline_basis, _b_spline_with_slope, lambda grid_size, degree: grid_size + degree, False),
+    "RBF": Basis(rbf_basis, _rbf_with_slope, _num_knots, True),
+    "RSWAF": Basis(rswaf_basis, _rswaf_with_slope, _num_knots, True),
 }
+
+
+def features(
+    x: Tensor, base: Tensor, knots: Knots, bandwidth: Tensor | None, basis: Basis, dtype: torch.dtype
+) -> Tensor:
+    """(B_1, ..., B_K, b) of each input, without gradient: a kernel, as it is or compiled.
+
+    Args:
+        x: (N, I).
+        base: b(x), (N, I).
+        knots: of the I inputs.
+        bandwidth: eta, scalar; 1 if None.
+        basis: the family.
+        dtype: of the result.
+
+    Returns:
+        (N, I, K+1).
+    """
+    values, _ = basis.with_slope(x, knots, bandwidth)
+    values[..., -1] = base
+    return values.to(dtype)
+
+
+def features_backward(
+    x: Tensor, base: Tensor, knots: Knots, bandwidth: Tensor | None, basis: Basis, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The features once more, and what a gradient with respect to them, (N, I, K+1), means for their arguments.
+
+    Returns:
+        Features (N, I, K+1), of the dtype of `grad`; gradients of x and base, (N, I), and of the bandwidth, ().
+    """
+    values, slope = basis.with_slope(x, knots, bandwidth)
+    values[..., -1] = base
+    slope[..., -1] = 0
+    product = grad * slope
+    grad_bandwidth = None
+    if bandwidth is not None:  # B depends on (x - t) / eta alone
+        grad_bandwidth = -(product * (x.unsqueeze(-1) - knots.grid)).sum() / bandwidth
+    return values.to(grad.dtype), product.sum(-1), grad[..., -1].to(x.dtype), grad_bandwidth
 
 
 def evaluate_spline(basis: Tensor, coef: Tensor) -> Tensor:

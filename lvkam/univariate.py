@@ -4,7 +4,8 @@
 
 Each of the I inputs has its own grid, shared by its O functions. Written with the features
 F = (B_1, ..., B_K, b) and the weights W = (w_spline coef, w_base), a layer is one matrix product: N points with
-I (K+1) features each, times I (K+1) x O.
+I (K+1) features each, times I (K+1) x O. The features are K+1 times as large as the inputs: they are never kept,
+but computed again for the gradient, a few rows at a time.
 
 Letters: N points, I inputs, O outputs, G grid intervals, k spline degree, K basis functions.
 """
@@ -14,18 +15,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from lvkam.compilation import compiled
 from lvkam.splines import (
     BASES,
     Basis,
+    Knots,
     adaptive_knots,
     evaluate_spline,
     extend_grid,
+    features,
+    features_backward,
     fit_coefficients,
+    prepare_knots,
     uniform_knots,
 )
 
@@ -61,11 +69,132 @@ class FunctionFamily:
     sigma_spline: float = 1.0
     bandwidth: float = 1.0
     bandwidth_trainable: bool = True
+    precision: torch.dtype = torch.float32
+    """Of the matrix products of layers that sum over their inputs; parameters and results stay float32."""
+    compiled: bool = False
+    """Whether kernels are compiled; if not, they run as they are."""
+
+    def kernel(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, compiled or as it is."""
+        return compiled(function) if self.compiled else function
+
+    def product_dtype(self, x: Tensor) -> torch.dtype:
+        """In what a layer multiplies the features of x; float64 stays what it is."""
+        return self.precision if x.dtype == torch.float32 else x.dtype
+
+
+CHUNK = 2**20
+"""Features computed at a time, in numbers: they stay in the processor's cache, and memory is bounded."""
+
+
+def _plain(tensor: Any) -> Any:
+    """Without graph and contiguous, as the kernels take it: each other form would be compiled for itself."""
+    return None if tensor is None else tensor.detach().contiguous()
+
+
+class _Features(torch.autograd.Function):
+    """F(x), (N, I, K+1), keeping nothing but its arguments."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, base: Tensor, bandwidth: Tensor | None, knots: Knots, family: FunctionFamily
+    ) -> Tensor:
+        ctx.save_for_backward(x, base, bandwidth)
+        ctx.knots, ctx.family = knots, family
+        x, base, bandwidth = _plain(x), _plain(base), _plain(bandwidth)
+        return family.kernel(features)(x, base, knots, bandwidth, family.basis, x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, base, bandwidth = map(_plain, ctx.saved_tensors)
+        kernel = ctx.family.kernel(features_backward)
+        _, *gradients = kernel(x, base, ctx.knots, bandwidth, ctx.family.basis, grad_outputs[0].contiguous())
+        return *gradients, None, None
+
+
+class _SummedFunctions(torch.autograd.Function):
+    """F(x) W, (N, O), some rows at a time, keeping nothing but its arguments."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,  # (N, I)
+        base: Tensor,  # (N, I)
+        bandwidth: Tensor | None,
+        matrix: Tensor,  # W, (I (K+1), O)
+        knots: Knots,
+        family: FunctionFamily,
+    ) -> Tensor:
+        ctx.save_for_backward(x, base, bandwidth, matrix)
+        ctx.knots, ctx.family = knots, family
+        x, base, bandwidth = _plain(x), _plain(base), _plain(bandwidth)
+        dtype = family.product_dtype(x)
+        matrix = matrix.to(dtype)
+        kernel, rows = family.kernel(features), max(1, CHUNK // len(matrix))
+        out = matrix.new_empty(len(x), matrix.shape[1])
+        for x_, base_, out_ in zip(x.split(rows), base.split(rows), out.split(rows), strict=True):
+            torch.mm(kernel(x_, base_, knots, bandwidth, family.basis, dtype).flatten(1), matrix, out=out_)
+        return out.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, base, bandwidth, matrix = map(_plain, ctx.saved_tensors)
+        family, basis, knots, grad = ctx.family, ctx.family.basis, ctx.knots, grad_outputs[0]
+        grad_x, grad_base = torch.zeros_like(x), torch.zeros_like(base)
+        grad_bandwidth = None if bandwidth is None else torch.zeros_like(bandwidth)
+        grad_matrix = torch.zeros_like(matrix)
+        dtype = family.product_dtype(x)
+        matrix, grad = matrix.to(dtype), grad.to(dtype)
+        # rows without gradient belong to samples that carry no weight: they cost nothing
+        for rows in grad.any(1).nonzero().squeeze(1).split(max(1, CHUNK // len(matrix))):
+            x_, base_, grad_ = x[rows], base[rows], grad[rows]
+            if any(ctx.needs_input_grad[:3]):
+                grad_features = (grad_ @ matrix.T).view(*x_.shape, len(matrix) // x.shape[1])
+                kernel = family.kernel(features_backward)
+                values, for_x, for_base, for_bandwidth = kernel(x_, base_, knots, bandwidth, basis, grad_features)
+                grad_x[rows], grad_base[rows] = for_x, for_base
+                if grad_bandwidth is not None:
+                    grad_bandwidth += for_bandwidth
+            else:  # latents carry no gradient
+                values = family.kernel(features)(x_, base_, knots, bandwidth, basis, dtype)
+            if dtype == grad_matrix.dtype:
+                grad_matrix.addmm_(values.flatten(1).T, grad_)
+            else:
+                grad_matrix += values.flatten(1).T @ grad_
+        return grad_x, grad_base, grad_bandwidth, grad_matrix, None, None
 
 
 def glorot_normal(num_inputs: int, num_outputs: int, rng: torch.Generator) -> Tensor:
     """Normal with variance 2 / (I + O), (I, O) (Glorot and Bengio 2010, equation 16 for a normal)."""
     return torch.randn(num_inputs, num_outputs, generator=rng) * math.sqrt(2 / (num_inputs + num_outputs))
+
+
+def _weight(coef: Tensor, w_spline: Tensor, w_base: Tensor) -> Tensor:
+    """W = (w_spline coef, w_base): (I, K, O), (I, O), (I, O) -> (I, K+1, O)."""
+    return torch.cat((coef * w_spline.unsqueeze(1), w_base.unsqueeze(1)), dim=1)
+
+
+def _weight_backward(coef: Tensor, w_spline: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad_spline = grad[:, :-1]
+    return grad_spline * w_spline.unsqueeze(1), (grad_spline * coef).sum(1), grad[:, -1].clone()
+
+
+class _Weight(torch.autograd.Function):
+    """W from its three factors."""
+
+    @staticmethod
+    def forward(ctx: Any, coef: Tensor, w_spline: Tensor, w_base: Tensor, family: FunctionFamily) -> Tensor:
+        ctx.save_for_backward(coef, w_spline)
+        ctx.family = family
+        return family.kernel(_weight)(_plain(coef), _plain(w_spline), _plain(w_base))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        kernel = ctx.family.kernel(_weight_backward)
+        return *kernel(*map(_plain, ctx.saved_tensors), grad_outputs[0].contiguous()), None
 
 
 class UnivariateFunctions(nn.Module):
@@ -86,6 +215,7 @@ class UnivariateFunctions(nn.Module):
     def __init__(self, num_inputs: int, num_outputs: int, family: FunctionFamily, rng: torch.Generator):
         super().__init__()
         self.num_inputs, self.num_outputs, self.family = num_inputs, num_outputs, family
+        self._knots: tuple[object, Knots] | None = None  # with the state of the grid that they are of
         knots = uniform_knots(num_inputs, family.grid_size, family.grid_range)
         self.register_buffer("grid", extend_grid(knots, family.degree).float())
         if family.basis.has_bandwidth:
@@ -102,7 +232,7 @@ class UnivariateFunctions(nn.Module):
 
         noise = torch.rand(family.grid_size + 1, num_inputs, num_outputs, generator=rng) - 0.5
         noise *= family.epsilon_scale / family.grid_size
-        self.coef = nn.Parameter(fit_coefficients(self.basis(knots.T), noise).float())  # (I, K, O)
+        self.coef = nn.Parameter(fit_coefficients(self.basis(knots.T), noise).float().contiguous())  # (I, K, O)
 
     @property
     def bandwidth(self) -> Tensor | None:
@@ -116,17 +246,33 @@ class UnivariateFunctions(nn.Module):
             x, self.grid.to(x.dtype), self.family.degree, None if bandwidth is None else bandwidth.to(x.dtype)
         )
 
+    def knots(self) -> Knots:
+        """The grid, prepared; made anew when it has changed."""
+        key = (self.grid.data_ptr(), self.grid._version, self.grid.dtype, self.grid.device)
+        if self._knots is None or self._knots[0] != key:
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+                self._knots = (key, prepare_knots(self.grid, self.family.degree))
+        return self._knots[1]
+
     def features(self, x: Tensor) -> Tensor:
-        """Basis functions and base activation of each input: (N, I) -> (N, I, K+1)."""
-        return torch.cat((self.basis(x), self.family.activation(x).unsqueeze(-1)), dim=-1)
+        """Basis functions and base activation of each input: (N, I) -> (N, I, K+1), differentiable once."""
+        features = _Features.apply(x, self.family.activation(x), self.bandwidth, self.knots(), self.family)
+        assert isinstance(features, Tensor)
+        return features
 
     def weight(self) -> Tensor:
         """What the features are multiplied by: (I, K+1, O)."""
-        return torch.cat((self.coef * self.w_spline.unsqueeze(1), self.w_base.unsqueeze(1)), dim=1)
+        weight = _Weight.apply(self.coef, self.w_spline, self.w_base, self.family)
+        assert isinstance(weight, Tensor)
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
         """sum_i Phi_io(x_ni): (N, I) -> (N, O)."""
-        return self.features(x).flatten(1) @ self.weight().flatten(0, 1)
+        out = _SummedFunctions.apply(
+            x, self.family.activation(x), self.bandwidth, self.weight().flatten(0, 1), self.knots(), self.family
+        )
+        assert isinstance(out, Tensor)
+        return out
 
     def functions(self, x: Tensor) -> Tensor:
         """Phi_io(x_ni), each function by itself: (N, I) -> (N, I, O)."""

@@ -13,6 +13,7 @@ FLOORS = {
     "lvkam.errors": 0,
     "lvkam.ini": 0,
     "lvkam.sections": 0,
+    "lvkam.compilation": 0,
     "lvkam.splines": 0,
     "lvkam.sampling": 0,
     "lvkam.optimizers": 0,

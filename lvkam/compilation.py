@@ -1,0 +1,42 @@
+"""Kernels, compiled: pure tensor functions that `torch.compile` fuses where a compiler works.
+
+The same function serves as it is, so that compiled and plain results can be compared, and as the fallback.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+RECOMPILE_LIMIT = 64
+"""Variants of one kernel (bases, degrees, grid sizes, a batch of one) in a process; more is an error, not a
+silent return to slow code."""
+
+_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
+    # intermediate results are computed where they are needed, however often, rather than written to memory
+    "realize_opcount_threshold": 1000,
+    "realize_reads_threshold": 1000,
+}
+
+
+@functools.cache
+def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The kernel, compiled when first called, for sizes that may vary from call to call."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    return torch.compile(function, dynamic=True, fullgraph=True, options=_OPTIONS)
+
+
+@functools.cache
+def compiler_problem(device_type: str = "cpu") -> str | None:
+    """Why nothing can be compiled for a kind of device, in one line, or None: found by compiling something."""
+    try:
+        torch.compile(lambda x: x.exp() + 1, fullgraph=True)(torch.zeros(17, device=device_type))
+    except RuntimeError as error:  # no compiler, no headers, no toolchain for the device: all are of this kind
+        return next(line.strip() for line in str(error).splitlines() if line.strip())
+    return None
