@@ -303,12 +303,18 @@ def run_experiment(
         check_folder(folder, overwrite)
         for name in RUN_FILES:
             (folder / name).unlink(missing_ok=True)
-        say(f"kernels {'compiled' if not_compiled is None else f'not compiled: {not_compiled}'}")
-        _run(config, folder, dataset, model, say)
+        _run(config, folder, dataset, model, not_compiled, say)
     return folder
 
 
-def _run(config: Config, folder: Path, dataset: Dataset, model: LVKAM, say: Callable[[str], None]) -> None:
+def _run(
+    config: Config,
+    folder: Path,
+    dataset: Dataset,
+    model: LVKAM,
+    not_compiled: str | None,
+    say: Callable[[str], None],
+) -> None:
     settings = config.training
     device = model.prior.mixture_logits.device
     (folder / "config.ini").write_text(config.to_ini(), encoding="utf-8")
@@ -321,6 +327,7 @@ def _run(config: Config, folder: Path, dataset: Dataset, model: LVKAM, say: Call
         f"{dataset.name} {'x'.join(map(str, dataset.image_shape))}, {len(dataset.train)} images; "
         f"{sum(p.numel() for p in model.parameters())} parameters on {_device_name(device)}; writing to {folder}"
     )
+    say("kernels compiled" if not_compiled is None else f"kernels not compiled: {not_compiled}")
 
     def on_epoch(record: EpochRecord) -> None:
         append_loss(folder / "loss.csv", record.as_row())
@@ -343,7 +350,7 @@ def _run(config: Config, folder: Path, dataset: Dataset, model: LVKAM, say: Call
             iteration=state.iteration,
             lvkam_version=importlib.metadata.version("lvkam"),
             arrays=model_arrays(model),
-            training=_training_arrays(model, optimizer, rng, state),
+            training=_training_arrays(model, optimizer, rng, state, compiled=not_compiled is None),
         )
         write_checkpoint(folder / "ckpt.h5", checkpoint)
 
@@ -365,7 +372,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _training_arrays(
-    model: LVKAM, optimizer: Optimizer, rng: torch.Generator, state: TrainingState
+    model: LVKAM, optimizer: Optimizer, rng: torch.Generator, state: TrainingState, *, compiled: bool
 ) -> dict[str, np.ndarray]:
     """What going on with a training needs, beside the model: the arrays of /training/."""
     arrays = {
@@ -374,7 +381,7 @@ def _training_arrays(
         "training/grid_update/period": np.asarray(state.grid_update_period),
         "training/seconds": np.asarray(state.seconds),
         "training/threads": np.asarray(torch.get_num_threads()),
-        "training/compiled": np.asarray(next(layer for _, layer in _layers(model)).family.compiled),
+        "training/compiled": np.asarray(compiled),
     }
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
