@@ -74,9 +74,9 @@ class FunctionFamily:
     compiled: bool = False
     """Whether kernels are compiled; if not, they run as they are."""
 
-    def kernel(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, compiled or as it is."""
-        return compiled(function) if self.compiled else function
+    def kernel(self, function: Callable[..., Any], num_points: int = 2) -> Callable[..., Any]:
+        """The function, compiled or as it is; a single point would need a compilation of its own."""
+        return compiled(function) if self.compiled and num_points > 1 else function
 
     def product_dtype(self, x: Tensor) -> torch.dtype:
         """In what a layer multiplies the features of x; float64 stays what it is."""
@@ -102,13 +102,13 @@ class _Features(torch.autograd.Function):
         ctx.save_for_backward(x, base, bandwidth)
         ctx.knots, ctx.family = knots, family
         x, base, bandwidth = _plain(x), _plain(base), _plain(bandwidth)
-        return family.kernel(features)(x, base, knots, bandwidth, family.basis, x.dtype)
+        return family.kernel(features, len(x))(x, base, knots, bandwidth, family.basis, x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, base, bandwidth = map(_plain, ctx.saved_tensors)
-        kernel = ctx.family.kernel(features_backward)
+        kernel = ctx.family.kernel(features_backward, len(x))
         _, *gradients = kernel(x, base, ctx.knots, bandwidth, ctx.family.basis, grad_outputs[0].contiguous())
         return *gradients, None, None
 
@@ -131,10 +131,11 @@ class _SummedFunctions(torch.autograd.Function):
         x, base, bandwidth = _plain(x), _plain(base), _plain(bandwidth)
         dtype = family.product_dtype(x)
         matrix = matrix.to(dtype)
-        kernel, rows = family.kernel(features), max(1, CHUNK // len(matrix))
+        rows = max(1, CHUNK // len(matrix))
         out = matrix.new_empty(len(x), matrix.shape[1])
         for x_, base_, out_ in zip(x.split(rows), base.split(rows), out.split(rows), strict=True):
-            torch.mm(kernel(x_, base_, knots, bandwidth, family.basis, dtype).flatten(1), matrix, out=out_)
+            values = family.kernel(features, len(x_))(x_, base_, knots, bandwidth, family.basis, dtype)
+            torch.mm(values.flatten(1), matrix, out=out_)
         return out.to(x.dtype)
 
     @staticmethod
@@ -152,13 +153,13 @@ class _SummedFunctions(torch.autograd.Function):
             x_, base_, grad_ = x[rows], base[rows], grad[rows]
             if any(ctx.needs_input_grad[:3]):
                 grad_features = (grad_ @ matrix.T).view(*x_.shape, len(matrix) // x.shape[1])
-                kernel = family.kernel(features_backward)
+                kernel = family.kernel(features_backward, len(rows))
                 values, for_x, for_base, for_bandwidth = kernel(x_, base_, knots, bandwidth, basis, grad_features)
                 grad_x[rows], grad_base[rows] = for_x, for_base
                 if grad_bandwidth is not None:
                     grad_bandwidth += for_bandwidth
             else:  # latents carry no gradient
-                values = family.kernel(features)(x_, base_, knots, bandwidth, basis, dtype)
+                values = family.kernel(features, len(rows))(x_, base_, knots, bandwidth, basis, dtype)
             if dtype == grad_matrix.dtype:
                 grad_matrix.addmm_(values.flatten(1).T, grad_)
             else:

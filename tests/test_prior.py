@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from scipy import special, stats
 from torch import Tensor, nn
 
+import lvkam.prior
 from lvkam.prior import MixturePrior
+from lvkam.sampling import BLOCK
 from lvkam.splines import BASES
 from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions
 from tests.conftest import small_prior, stream
+from tests.test_sampling import compiles, skip_without_compiler
 
 ALARM = 1e-4
 DRAWS = 20_000
@@ -125,15 +128,19 @@ def test_random_energies(reference: str, basis: str, hidden: tuple[int, ...]) ->
 
 
 @pytest.mark.parametrize("reference", sorted(RANGES))
-def test_nodes_hold_the_knots_and_are_as_many_as_asked(reference: str) -> None:
-    prior = small_prior(reference=reference, points=200)
+@pytest.mark.parametrize("points", [64, 200, 256, 257, 1000])
+def test_nodes_hold_the_knots_and_are_about_as_many_as_asked(points: int, reference: str) -> None:
+    prior = small_prior(reference=reference, points=points)
     prior.update_grids(64, stream(31))
     nodes, grid = prior.table().nodes, layer_of(prior).grid
     low, high = prior.reference.support
-    assert nodes.shape == (2, 200)
+    assert nodes.shape[0] == 2
+    assert (nodes.shape[1] - 1) % BLOCK == 0
+    # at most 15 fewer, so that the blocks are whole, and one more at each end
+    assert points - 15 + 2 <= nodes.shape[1] <= points + 2
     assert (nodes.diff(dim=1) >= 0).all()
-    assert (nodes[:, 0] == low).all()
-    assert (nodes[:, -1] == high).all()
+    assert (nodes[:, :2] == low).all()
+    assert (nodes[:, -2:] == high).all()
     for q in range(2):
         assert torch.isin(grid[q][(grid[q] > low) & (grid[q] < high)], nodes[q]).all()
 
@@ -261,6 +268,55 @@ def test_gaussian_range_covers_a_bump_far_out(bump: float) -> None:
     assert_drawn_from(drawn[:, 0], lambda z: np.interp(z, true.z.numpy(), true.cdf[:, 0]))
 
 
+def plain_energies(prior: MixturePrior, z: Tensor) -> Tensor:
+    """f_qp(z_q) as its definition says, by what PyTorch differentiates itself: (N, Q) -> (N, Q, P)."""
+    hidden = z
+    for index in range(len(prior.layers)):
+        layer = layer_of(prior, index)
+        x = hidden if index == 0 else hidden.flatten(0, 1)
+        spline = torch.einsum("nim,imo->nio", layer.basis(x), layer.coef)
+        values = layer.w_base * layer.family.activation(x).unsqueeze(-1) + layer.w_spline * spline  # (N, I, O)
+        hidden = values if index == 0 else values.sum(1).unflatten(0, z.shape)
+    return hidden
+
+
+def assert_same_gradients(found: MixturePrior, expected: MixturePrior, tolerance: float) -> None:
+    """Each entry to within `tolerance` times the largest of its parameter."""
+    for name, parameter in expected.named_parameters():
+        one, other = found.get_parameter(name).grad, parameter.grad
+        assert one is not None
+        assert other is not None
+        scale = float(other.abs().max())
+        assert scale > 1e-3, name
+        np.testing.assert_allclose(one.double().numpy(), other.numpy(), atol=tolerance * scale, err_msg=name)
+
+
+@every_prior
+def test_gradients_are_those_of_the_interpolated_density(reference: str, basis: str, hidden: tuple[int, ...]) -> None:
+    """To rounding: log Z of the same nodes by log-sum-exp of the cells' masses, differentiated by PyTorch."""
+    prior, exact = wild_prior(reference, basis, hidden).double(), wild_prior(reference, basis, hidden).double()
+    z = (torch.rand(20, 2, generator=stream(12)) * 0.8 + 0.1).double()
+    log_prob = prior.log_prob(z)
+    log_prob.mean().backward()
+
+    nodes = prior.table().nodes
+    logs = plain_energies(exact, nodes.T).permute(1, 2, 0) + reference_log_prob(reference, nodes).unsqueeze(1)
+    held = nodes.diff(dim=1) > 0
+    normalisers = []
+    for q in range(2):
+        left, right = logs[q, :, :-1][:, held[q]], logs[q, :, 1:][:, held[q]]
+        steepness = (right - left).abs()
+        assert (steepness > 1e-9).all()
+        log_mean = torch.maximum(left, right) + torch.log(-torch.expm1(-steepness) / steepness)
+        normalisers.append(torch.logsumexp(log_mean + nodes[q].diff()[held[q]].log(), -1))
+    log_alpha = torch.log_softmax(exact.mixture_logits, -1)
+    mixture = torch.logsumexp(plain_energies(exact, z) + log_alpha - torch.stack(normalisers), -1)
+    expected = (mixture + reference_log_prob(reference, z)).sum(-1)
+    expected.mean().backward()
+    np.testing.assert_allclose(log_prob.detach().numpy(), expected.detach().numpy(), atol=1e-10)
+    assert_same_gradients(prior, exact, 1e-7)
+
+
 @every_prior
 def test_gradients_are_those_of_dense_quadrature(reference: str, basis: str, hidden: tuple[int, ...]) -> None:
     prior = wild_prior(reference, basis, hidden, points=4096)
@@ -269,23 +325,17 @@ def test_gradients_are_those_of_dense_quadrature(reference: str, basis: str, hid
     prior.log_prob(z).mean().backward()
 
     nodes = torch.linspace(*RANGES[reference], 20_001, dtype=torch.float64)
-    logs = exact.energies(nodes[:, None].expand(-1, 2)) + reference_log_prob(reference, nodes)[:, None, None]
+    logs = plain_energies(exact, nodes[:, None].expand(-1, 2)) + reference_log_prob(reference, nodes)[:, None, None]
     peak = logs.detach().amax(0)
     normalisers = peak + torch.trapezoid(torch.exp(logs - peak), nodes, dim=0).log()
     log_alpha = torch.log_softmax(exact.mixture_logits, -1)
-    mixture = torch.logsumexp(exact.energies(z.double()) + log_alpha - normalisers, -1)
+    mixture = torch.logsumexp(plain_energies(exact, z.double()) + log_alpha - normalisers, -1)
     (mixture + reference_log_prob(reference, z.double())).sum(-1).mean().backward()
 
     names = [name for name, _ in prior.named_parameters()]
     assert {"mixture_logits", "layers.0.coef", "layers.0.w_base", "layers.0.w_spline"} <= set(names)
     assert ("layers.0.log_bandwidth" in names) == (basis != "B-spline")
-    for name in names:
-        gradient, expected = prior.get_parameter(name).grad, exact.get_parameter(name).grad
-        assert gradient is not None
-        assert expected is not None
-        scale = float(expected.abs().max())
-        assert scale > 1e-3
-        np.testing.assert_allclose(gradient.double().numpy(), expected.numpy(), atol=5e-3 * scale, err_msg=name)
+    assert_same_gradients(prior, exact, 5e-3)
 
 
 @every_prior
@@ -425,3 +475,76 @@ def test_draws_repeat_with_their_seed_and_carry_no_gradient(reference: str) -> N
     assert first.shape == (100, 2)
     assert first.dtype == torch.float32
     assert not first.requires_grad
+
+
+def count_energies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many points each call was given, as the calls come."""
+    calls: list[int] = []
+    energies = MixturePrior.energies
+
+    def counted(self: MixturePrior, z: Tensor) -> Tensor:
+        calls.append(len(z))
+        return energies(self, z)
+
+    monkeypatch.setattr(MixturePrior, "energies", counted)
+    return calls
+
+
+@every_prior
+def test_densities_in_chunks_are_the_same(
+    reference: str, basis: str, hidden: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = wild_prior(reference, basis, hidden), wild_prior(reference, basis, hidden)
+    z = torch.rand(40, 2, generator=stream(40))
+    z[3] = -0.5  # outside the support of a uniform one
+    finite = slice(4, None)
+    z_whole, z_parts = z.clone().requires_grad_(), z.clone().requires_grad_()
+    values = whole.log_prob(z_whole)
+    values[finite].square().mean().backward()
+    unnormalised = whole.log_unnormalised(z)
+
+    monkeypatch.setattr(lvkam.prior, "CHUNK", 2 * 3 * 7 + 5)
+    calls = count_energies(monkeypatch)
+    in_chunks = parts.log_prob(z_parts)
+    assert calls == [7, 7, 7, 7, 7, 5]
+    in_chunks[finite].square().mean().backward()
+    assert calls[6:] == calls[5::-1]  # again for the gradient, one chunk at a time
+    torch.testing.assert_close(in_chunks, values, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(parts.log_unnormalised(z), unnormalised, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(z_parts.grad, z_whole.grad, rtol=1e-5, atol=1e-6)
+    assert_same_gradients(parts, whole, 2e-6)  # sums over the points, a few roundings apart
+    with torch.no_grad():
+        torch.testing.assert_close(parts.log_prob(z), values.detach(), rtol=1e-6, atol=1e-6)
+    monkeypatch.setattr(lvkam.prior, "CHUNK", 1)
+    torch.testing.assert_close(parts.log_prob(z), values, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("reference", sorted(RANGES))
+def test_draws_in_chunks_are_the_same_bits(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = wild_prior(reference, "B-spline")
+    whole = prior.sample(200, stream(41))
+    for chunk in (1, 2 * BLOCK, 2 * BLOCK * 7 + 3, 2 * BLOCK * 199, 2 * BLOCK * 200):
+        monkeypatch.setattr(lvkam.prior, "CHUNK", chunk)
+        assert torch.equal(prior.sample(200, stream(41)), whole)
+
+
+@compiles
+@pytest.mark.parametrize("basis", sorted(BASES))
+@pytest.mark.parametrize("hidden", [(), (3,)])
+@pytest.mark.parametrize("reference", sorted(RANGES))
+def test_the_compiled_prior_is_the_plain_one(reference: str, basis: str, hidden: tuple[int, ...]) -> None:
+    skip_without_compiler()
+    plain = wild_prior(reference, basis, hidden)
+    prior = small_prior(2, 3, hidden, reference, FunctionFamily(basis=BASES[basis], compiled=True))
+    prior.load_state_dict(plain.state_dict())
+    z = torch.rand(100, 2, generator=stream(42))
+    found, expected = prior.log_prob(z), plain.log_prob(z)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for log_prob in (found, expected):
+        log_prob.mean().backward()
+    assert_same_gradients(prior, plain, 1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(prior.log_prob(z), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(prior.log_normalisers(), plain.log_normalisers(), rtol=1e-5, atol=1e-5)
+    # roundings of the CDF, divided by the density, which is low somewhere
+    torch.testing.assert_close(prior.sample(500, stream(43)), plain.sample(500, stream(43)), rtol=0, atol=1e-4)

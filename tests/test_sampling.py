@@ -7,6 +7,7 @@ test here would raise a false alarm with probability ALARM.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -16,12 +17,16 @@ from scipy import stats
 from scipy.special import exprel, logsumexp
 from torch import Tensor
 
+from lvkam.compilation import compiled, compiler_problem
 from lvkam.sampling import (
+    BLOCK,
     CellTable,
     choose_components,
+    component_means,
     effective_sample_size,
     importance_weights,
     inverse_transform,
+    repeat_ends,
     residual_resample,
     stratified_resample,
     systematic_resample,
@@ -30,22 +35,42 @@ from lvkam.sampling import (
 from tests.conftest import stream
 
 ALARM = 1e-4
-SLOPES = [0.0, 1e-6, 1e-3, 0.2499, 0.25, 0.2501, 1.0, 100.0, 1000.0]
+# the series of float64 ends at 0.05, that of float32 at 0.5
+SLOPES = [0.0, 1e-6, 1e-3, 0.0499, 0.05, 0.0501, 0.4999, 0.5, 0.5001, 1.0, 100.0, 1000.0]
 Array = NDArray[np.float64]
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+def compiles(test: Test) -> Test:
+    """What compiled tests must let pass: torch warns of itself, and here warnings are errors."""
+    # importing the compiler's backend (torch.utils.mkldnn) decorates methods with what torch has deprecated
+    test = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*is deprecated:DeprecationWarning")(test)
+    # the tracer looks whether an argument has a gradient; it hides this warning, but too late for an error
+    return pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")(test)
+
+
+def skip_without_compiler() -> None:
+    """To be called by tests that are marked with `compiles`."""
+    if compiler_problem() is not None:  # perhaps only since a test without that mark was the first to look
+        compiler_problem.cache_clear()
+    if problem := compiler_problem():
+        pytest.skip(f"nothing can be compiled: {problem}")
 
 
 def uniform(*shape: int, seed: int) -> Tensor:
     return torch.rand(*shape, dtype=torch.float64, generator=stream(seed))
 
 
-def zigzags_and_ramps(slope: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two coordinates on uneven nodes, one with two empty cells; up and down in turn, and one way only."""
-    nodes = torch.tensor([[0.0, 0.1, 0.4, 0.6, 1.2, 1.5], [-3.0, -2.0, -2.0, -2.0, 0.0, 0.5]], dtype=dtype)
-    zigzag = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0], dtype=dtype)
-    ramp = torch.arange(6, dtype=dtype)
+def zigzags_and_ramps(slope: float, dtype: torch.dtype, num: int = 6) -> tuple[Tensor, Tensor]:
+    """Two coordinates on uneven nodes, one with empty cells; up and down in turn, and one way only."""
+    widths = torch.tensor([[0.1, 0.3, 0.2, 0.6, 0.3], [1.0, 0.0, 0.0, 2.0, 0.5]], dtype=torch.float64)
+    places = widths.repeat(1, num // 5 + 1)[:, : num - 1].cumsum(1)
+    nodes = (torch.nn.functional.pad(places, (1, 0)) + torch.tensor([[0.0], [-3.0]])).to(dtype)
+    ramp = torch.arange(num, dtype=dtype)
+    zigzag = ramp % 2
     patterns = torch.stack((zigzag, -zigzag, ramp, -ramp))
     offset = torch.tensor([[[3.0]], [[-40.0]]], dtype=dtype)
-    return nodes, offset + slope * patterns  # (2, 6), (2, 4, 6)
+    return repeat_ends(nodes), repeat_ends(offset + slope * patterns)  # (2, n), (2, 4, n)
 
 
 def log_masses(nodes: Array, log_density: Array) -> Array:
@@ -56,32 +81,47 @@ def log_masses(nodes: Array, log_density: Array) -> Array:
     return width + higher + np.log(exprel(-np.abs(np.diff(log_density))))
 
 
+@pytest.mark.parametrize("num", [1, 2, 14, 15, 16, 17, 31, 32, 300])
+def test_repeated_ends_add_cells_without_width(num: int) -> None:
+    nodes = torch.rand(2, 3, num, generator=stream(30)).sort().values
+    repeated = repeat_ends(nodes)
+    assert (repeated.shape[-1] - 1) % BLOCK == 0
+    assert repeated.shape[-1] < num + 2 + BLOCK  # no block more than it takes
+    assert torch.equal(repeated[..., 1 : num + 1], nodes)
+    assert torch.equal(repeated[..., 0], nodes[..., 0])
+    assert repeated.shape[-1] >= num + 2
+    assert (repeated[..., num + 1 :] == nodes[..., -1:]).all()
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 5e-7)])
+@pytest.mark.parametrize("num", [6, 62])
 @pytest.mark.parametrize("slope", SLOPES)
-def test_table_is_the_exact_integral(slope: float, dtype: torch.dtype, tolerance: float) -> None:
-    table = tabulate(*zigzags_and_ramps(slope, dtype))
+def test_table_is_the_exact_integral(slope: float, num: int, dtype: torch.dtype, tolerance: float) -> None:
+    table = tabulate(*zigzags_and_ramps(slope, dtype, num))
     nodes, log_density = table.nodes.double().numpy(), table.log_density.double().numpy()
     logs = log_masses(nodes, log_density)
     total: Array = np.logaddexp.reduce(logs, axis=-1)
     rounding = 1e-14 if dtype == torch.float64 else 3e-7
     np.testing.assert_allclose(table.log_normaliser.double().numpy(), total, rtol=rounding, atol=rounding)
 
-    masses = np.exp(logs - total[..., None]).reshape(8, 5)
-    cdf = table.cdf.numpy() - np.arange(8)[:, None]
-    np.testing.assert_allclose(cdf[:, 1:], masses.cumsum(-1), atol=max(1e-12, 4 * rounding), rtol=0)
-    assert (cdf[:, 0] == 0).all()
-    assert (cdf[:, -1] == 1).all()
+    masses = np.exp(logs - total[..., None])
+    blocks = masses.reshape(2, 4, -1, BLOCK).sum(-1)
+    assert blocks.shape[-1] == (1 if num == 6 else 4)
+    cdf = table.block_cdf.numpy()
+    np.testing.assert_allclose(cdf, blocks.cumsum(-1), atol=max(1e-12, 4 * rounding), rtol=0)
+    assert (np.diff(cdf) >= 0).all()
+    assert (cdf[..., -1] == 1).all()
 
     # the derivative of log Z by central differences, which err by 1e-8 here
     step = 1e-4
     expected = np.empty_like(log_density)
-    for n in range(6):
-        shift = step * np.eye(6)[n]
+    for n in range(nodes.shape[1]):
+        shift = step * np.eye(nodes.shape[1])[n]
         above, below = (np.logaddexp.reduce(log_masses(nodes, log_density + d), axis=-1) for d in (shift, -shift))
         expected[..., n] = (above - below) / (2 * step)
-    share = table.node_share.double().numpy()
-    np.testing.assert_allclose(share, expected, atol=tolerance, rtol=0)
-    np.testing.assert_allclose(share.sum(-1), 1, atol=rounding)
+    share = (table.node_mass / table.node_mass.sum(-1, keepdim=True)).double().numpy()
+    np.testing.assert_allclose(share, expected[..., 1:-1], atol=tolerance, rtol=0)
+    assert (expected[..., [0, -1]] == 0).all()  # what the table leaves out
     assert (share >= 0).all()
 
 
@@ -89,15 +129,61 @@ def test_table_shifts_with_its_density_and_carries_no_gradient() -> None:
     nodes, log_density = zigzags_and_ramps(1.0, torch.float64)
     table, far = tabulate(nodes, log_density.clone().requires_grad_()), tabulate(nodes, log_density + 5e4)
     np.testing.assert_allclose(far.log_normaliser.numpy(), table.log_normaliser.numpy() + 5e4, rtol=1e-14)
-    np.testing.assert_allclose(far.node_share.numpy(), table.node_share.numpy(), atol=1e-10)
-    assert not table.node_share.requires_grad
-    assert not table.log_normaliser.requires_grad
+    ones = torch.ones(*nodes.shape, 1, dtype=torch.float64)
+    x = torch.cat((ones, nodes.unsqueeze(-1)), -1)
+    np.testing.assert_allclose(component_means(far, x).numpy(), component_means(table, x).numpy(), atol=1e-10)
+    assert not any(tensor.requires_grad for tensor in table)
+
+
+def rough_density(num: int, dtype: torch.dtype, spread: float = 1.5) -> tuple[Tensor, Tensor]:
+    """Two coordinates on uneven nodes, one with an empty cell in its middle, and three components."""
+    width = torch.rand(2, num - 1, dtype=torch.float64, generator=stream(31)) + 0.05
+    width[1, num // 2] = 0
+    nodes = torch.nn.functional.pad(width.cumsum(1) / width.sum(1, keepdim=True), (1, 0))
+    log_density = spread * torch.randn(2, 3, num, dtype=torch.float64, generator=stream(32))
+    return repeat_ends(nodes.to(dtype)), repeat_ends(log_density.to(dtype))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("spread", [0.01, 1.5, 20.0])
+def test_component_means_are_means_of_the_interpolated_functions(
+    spread: float, dtype: torch.dtype, tolerance: float
+) -> None:
+    """By Gauss and Legendre's rule in every cell, and as derivatives of log Z."""
+    nodes, log_density = rough_density(45, dtype, spread)
+    values = torch.randn(2, nodes.shape[1], 4, dtype=torch.float64, generator=stream(33))
+    values[..., 0], values[..., 1] = 1, nodes
+    values = values.to(dtype)
+    table = tabulate(nodes, log_density)
+    means = component_means(table, values).double().numpy()
+    assert means.shape == (2, 3, 4)
+
+    x, logs, f = nodes.double().numpy(), log_density.double().numpy(), values.double().numpy()
+    place, weight = np.polynomial.legendre.leggauss(60)
+    place = (place + 1) / 2  # in [0, 1]
+
+    def inside_cells(at_nodes: Array) -> Array:
+        return at_nodes[..., :-1, None] + np.diff(at_nodes)[..., None] * place
+
+    density = np.exp(inside_cells(logs) - logs.max(-1)[..., None, None])
+    density *= np.diff(x)[:, None, :, None] * weight  # (Q, P, C, 60)
+    interpolated = inside_cells(f.swapaxes(1, 2))  # (Q, F, C, 60)
+    expected = np.einsum("qpcg,qfcg->qpf", density, interpolated) / density.sum((-1, -2))[..., None]
+    np.testing.assert_allclose(means, expected, atol=tolerance, rtol=tolerance)
+    np.testing.assert_allclose(means[..., 0], 1, atol=tolerance)
+
+    step = 1e-4  # central differences err by its square times the third cumulant
+    for n in range(4):
+        shift = step * f[:, None, :, n]
+        above, below = (np.logaddexp.reduce(log_masses(x, logs + d), axis=-1) for d in (shift, -shift))
+        np.testing.assert_allclose(means[..., n], (above - below) / (2 * step), atol=tolerance + 1e-7, rtol=0)
 
 
 def ramp_table(slopes: list[float], nodes: int, dtype: torch.dtype = torch.float32) -> CellTable:
     """exp(slope x) on [0, 1], one coordinate, one component a slope."""
     x = torch.linspace(0, 1, nodes, dtype=torch.float64)
-    return tabulate(x[None].to(dtype), (torch.tensor(slopes, dtype=torch.float64)[:, None] * x).to(dtype)[None])
+    log_density = (torch.tensor(slopes, dtype=torch.float64)[:, None] * x).to(dtype)
+    return tabulate(repeat_ends(x[None].to(dtype)), repeat_ends(log_density[None]))
 
 
 def truncated_exponential(slope: float) -> Callable[[Array], Array]:
@@ -109,7 +195,7 @@ def truncated_exponential(slope: float) -> Callable[[Array], Array]:
     return lambda x: np.expm1(slope * x) / np.expm1(slope)
 
 
-@pytest.mark.parametrize("nodes", [2, 40])
+@pytest.mark.parametrize("nodes", [2, 40, 300])
 @pytest.mark.parametrize("slope", [s * sign for s in SLOPES for sign in (1, -1)])
 def test_draws_from_ramps_are_truncated_exponentials(slope: float, nodes: int) -> None:
     table = ramp_table([-slope / 3 - 1, slope], nodes)  # the component of index 1 is the one drawn
@@ -124,13 +210,17 @@ def test_draws_from_ramps_are_truncated_exponentials(slope: float, nodes: int) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num", [6, 62])
 @pytest.mark.parametrize("slope", [*SLOPES, 1e-9, 1e-12, 1e5])
-def test_quantiles_increase_inside_the_nodes(slope: float, dtype: torch.dtype) -> None:
-    nodes, log_density = zigzags_and_ramps(slope, dtype)
+def test_quantiles_increase_inside_the_nodes(slope: float, num: int, dtype: torch.dtype) -> None:
+    nodes, log_density = zigzags_and_ramps(slope, dtype, num)
     table = tabulate(nodes, log_density)
     edges = torch.tensor([0.0, 5e-324, 1e-16, 1e-9, 1e-6], dtype=torch.float64)
-    u = torch.cat((edges, uniform(2000, seed=1), 1 - edges)).sort().values
     for p in range(4):
+        # on the borders of the blocks, and as close to them as numbers are
+        borders = table.block_cdf[:, p].flatten()
+        beside = (torch.nextafter(borders, torch.tensor(end, dtype=torch.float64)) for end in (0, 1))
+        u = torch.cat((edges, uniform(2000, seed=1), 1 - edges, borders, *beside)).sort().values
         component = torch.full((len(u), 2), p)
         z = inverse_transform(table, component, u[:, None].expand(-1, 2))
         assert torch.isfinite(z).all()
@@ -138,15 +228,17 @@ def test_quantiles_increase_inside_the_nodes(slope: float, dtype: torch.dtype) -
         assert (z >= nodes[:, 0]).all()
         assert (z <= nodes[:, -1]).all()
         assert not ((z[:, 1] > -2) & (z[:, 1] < -2 + 1e-12)).any()
-        if slope <= 1:  # every cell that is not empty has mass
-            assert torch.equal(z[0], nodes[:, 0])
+        if slope * num <= 15:  # every cell that is not empty has mass
+            # not equal for each slope: an upward one is mirrored, and -log1p(expm1(-s)) / s may miss 1 by a rounding
+            np.testing.assert_allclose(z[0].numpy(), nodes[:, 0].numpy(), atol=1e-15, rtol=0)
             np.testing.assert_allclose(z[-1].numpy(), nodes[:, -1].numpy(), atol=1e-6)
 
 
 def test_cells_without_mass_are_never_drawn() -> None:
     """Both end cells have none in float32, and the middle has an empty cell."""
     nodes = torch.tensor([[0.0, 1.0, 2.0, 2.0, 3.0, 4.0]])
-    table = tabulate(nodes, torch.tensor([[[-900.0, -300.0, 0.0, 5.0, -300.0, -900.0]]]))
+    log_density = torch.tensor([[[-900.0, -300.0, 0.0, 5.0, -300.0, -900.0]]])
+    table = tabulate(repeat_ends(nodes), repeat_ends(log_density))
     u = torch.cat((torch.tensor([0.0, 1e-300, 1 - 1e-16, 1.0], dtype=torch.float64), uniform(500, seed=2)))
     z = inverse_transform(table, torch.zeros(len(u), 1, dtype=torch.int64), u[:, None])
     assert (z >= 1).all()
@@ -154,10 +246,65 @@ def test_cells_without_mass_are_never_drawn() -> None:
     assert torch.isfinite(z).all()
 
 
+@pytest.mark.parametrize("held", [(0,), (2,), (4,), (1, 3), (0, 4), (0, 1, 2, 3, 4)])
+def test_blocks_without_mass_are_never_drawn(held: tuple[int, ...]) -> None:
+    """Five blocks, some of them flat at exp(0), the others so low that float32 has no mass for them."""
+    x = torch.arange(5 * BLOCK + 1.0)[None]
+    log_density = torch.full((1, 1, 5 * BLOCK + 1), -400.0)
+    for block in held:
+        log_density[..., block * BLOCK + 1 : (block + 1) * BLOCK] = 0
+    # draws take cells of width at the ends as any others
+    table = tabulate(x, log_density)
+    num = 6000
+    extremes = torch.tensor([0.0, 5e-324, 1e-300, 1 - 2.0**-53, 1.0], dtype=torch.float64)
+    u = torch.cat((extremes, table.block_cdf.flatten(), uniform(num, seed=34)))
+    z = inverse_transform(table, torch.zeros(len(u), 1, dtype=torch.int64), u[:, None])[:, 0]
+    block, cell = torch.div(z, BLOCK, rounding_mode="floor"), z % BLOCK
+    is_held = torch.isin(block, torch.tensor(held, dtype=block.dtype))
+    assert is_held[-num:].all()
+    # the very end of a block that is held is the place where the next one begins
+    assert (is_held | (cell == 0) & torch.isin(block - 1, torch.tensor(held, dtype=block.dtype))).all()
+    counts = torch.bincount(block[-num:].long(), minlength=5)[list(held)]
+    assert len(held) == 1 or stats.chisquare(counts.numpy()).pvalue > ALARM
+
+
+# z in float32 is exact to 3e-8, its CDF to that times the density, which reaches 65 here
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2.5e-6), (torch.float64, 1e-12)])
+def test_draws_from_a_rough_density_of_many_blocks(dtype: torch.dtype, tolerance: float) -> None:
+    """Every cell of every block is hit as often as its mass says, and CDF(z(u)) = u without chance."""
+    nodes, log_density = rough_density(300, dtype)
+    table = tabulate(nodes, log_density)
+    x, logs = nodes.double().numpy(), log_density.double().numpy()
+    masses = np.exp(log_masses(x, logs))
+    masses /= masses.sum(-1, keepdims=True)  # (2, 3, C)
+    assert table.block_cdf.shape == (2, 3, 19)
+    num = 60_000
+    z = inverse_transform(table, torch.ones(num, 2, dtype=torch.int64), uniform(num, 2, seed=35)).double().numpy()
+    u = torch.linspace(0, 1, 3001, dtype=torch.float64)[:, None].expand(-1, 2)
+    quantiles = inverse_transform(table, torch.ones(3001, 2, dtype=torch.int64), u).double().numpy()
+    for q in range(2):
+        has_width = np.diff(x[q]) > 0
+        edges, expected = np.unique(x[q]), num * masses[q, 1][has_width]
+        assert len(edges) == len(expected) + 1
+        counts = np.histogram(z[:, q], edges)[0]
+        often = expected > 8  # for a chi-squared test; the rare cells count as one
+        assert often.mean() > 0.8
+        observed, wanted = (np.append(v[often], v[~often].sum()) for v in (counts, expected))
+        assert stats.chisquare(observed, wanted).pvalue > ALARM
+
+        cell = np.clip(np.searchsorted(edges, quantiles[:, q], side="right") - 1, 0, len(expected) - 1)
+        slope, width = np.diff(logs[q, 1])[has_width][cell], np.diff(edges)[cell]
+        place = (quantiles[:, q] - edges[cell]) / width
+        part = place * exprel(slope * place) / exprel(slope)
+        below = np.append(0, masses[q, 1][has_width].cumsum())[cell]
+        cdf = below + part * masses[q, 1][has_width][cell]
+        np.testing.assert_allclose(cdf, u[:, q].numpy(), atol=tolerance, rtol=0)
+
+
 def test_each_coordinate_and_component_has_its_own_row() -> None:
     slopes = torch.tensor([[-30.0, -2.0, 5.0], [1.0, 80.0, -9.0]])
     x = torch.linspace(0, 1, 17)
-    table = tabulate(x.expand(2, -1).contiguous(), slopes[..., None] * x)
+    table = tabulate(repeat_ends(x.expand(2, -1)), repeat_ends(slopes[..., None] * x))
     component = torch.randint(0, 3, (60_000, 2), generator=stream(3))
     z = inverse_transform(table, component, uniform(60_000, 2, seed=4)).double()
     for q in range(2):
@@ -195,6 +342,17 @@ def test_components_never_run_past_the_end() -> None:
     ends = choose_components(padded, u[:, None].expand(-1, 3))
     assert ends[:, 0].tolist() == [1, 1, 2, 2, 2]
     assert torch.equal(ends, ends[:, :1].expand(-1, 3))
+
+
+def test_components_are_those_of_a_search() -> None:
+    """Counting the entries that lie below gives what bisection gives, and more for a larger number."""
+    weights = torch.rand(5, 40, generator=stream(36)) * (torch.rand(5, 40, generator=stream(37)) < 0.7)
+    u = uniform(500, 5, seed=38).sort(dim=0).values
+    chosen = choose_components(weights, u).numpy()
+    assert (np.diff(chosen, axis=0) >= 0).all()
+    for q in range(5):
+        cdf = weights[q].double().numpy().cumsum()
+        np.testing.assert_array_equal(chosen[:, q], np.searchsorted(cdf / cdf[-1], u[:, q].numpy(), side="right"))
 
 
 def systematic(weights: Tensor, u: Tensor) -> Tensor:
@@ -293,3 +451,23 @@ def test_weights_of_extreme_log_likelihoods(level: float) -> None:
     np.testing.assert_allclose(importance_weights(log_likelihood).numpy(), 0.25, rtol=1e-6)
     log_likelihood[0, 2] = level + max(1e3, abs(level))
     assert importance_weights(log_likelihood).tolist() == [[0.0, 0.0, 1.0, 0.0]]
+
+
+@compiles
+def test_compiled_tables_and_draws_are_the_plain_ones() -> None:
+    skip_without_compiler()
+    for num, spread in ((300, 1.5), (45, 1e-3), (70, 40.0)):
+        nodes, log_density = rough_density(num, torch.float32, spread)
+        plain, table = tabulate(nodes, log_density), tabulate(nodes, log_density, compiled)
+        torch.testing.assert_close(table.log_normaliser, plain.log_normaliser, rtol=1e-6, atol=1e-6)
+        # relative to the largest: a fused multiply-add errs by a rounding of what it subtracts from
+        scale = plain.node_mass.amax(-1, keepdim=True)
+        torch.testing.assert_close(table.node_mass / scale, plain.node_mass / scale, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(table.block_cdf, plain.block_cdf, rtol=1e-6, atol=1e-6)
+        component = torch.randint(0, 3, (4000, 2), generator=stream(39))
+        u = torch.cat((torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64), uniform(3998, 2, seed=40)))
+        z = inverse_transform(plain, component, u, compiled)
+        torch.testing.assert_close(z, inverse_transform(plain, component, u), rtol=0, atol=1e-6)
+    nodes, log_density = zigzags_and_ramps(1000.0, torch.float32, 62)  # most cells are beyond float32
+    table = tabulate(nodes, log_density, compiled)
+    torch.testing.assert_close(table.log_normaliser, tabulate(nodes, log_density).log_normaliser, rtol=1e-6, atol=1e-6)

@@ -1,0 +1,1 @@
+"""Benchmarks: scripts to run, not part of the package."""

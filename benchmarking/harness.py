@@ -1,0 +1,175 @@
+"""What the benchmarks share: interleaved timing, peak memory, and results as text, CSV and picture.
+
+Machines are noisy and drift. Candidates are therefore timed in turn, round after round; medians are quoted, with
+quartiles beside them, and ratios are medians of the ratios within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import ctypes
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from tqdm import tqdm
+
+RESULTS = Path(__file__).parent / "results"
+NIST = Path(__file__).parents[1] / "nist_config.ini"
+Row = dict[str, str | float | int]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each round."""
+
+    seconds: np.ndarray
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+    def milliseconds(self) -> Row:
+        low, middle, high = np.percentile(1e3 * self.seconds, (25, 50, 75))
+        return {"ms": round(middle, 3), "q1": round(low, 3), "q3": round(high, 3)}
+
+    def ratio(self, other: Timing) -> float:
+        return float(np.median(self.seconds / other.seconds))
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 5, longest: float = 60
+) -> dict[str, Timing]:
+    """Time candidates in turn.
+
+    Args:
+        candidates: by their names.
+        rounds: how often each is timed; fewer, but at least 3, if all that takes longer than `longest`.
+        warmup: calls of each that are not counted.
+        longest: seconds.
+    """
+    for call in candidates.values():
+        for _ in range(warmup):
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    began = time.perf_counter()
+    for done in range(rounds):
+        if done >= 3 and time.perf_counter() - began > longest:
+            break
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(np.array(values)) for name, values in seconds.items()}
+
+
+def peak_memory(call: Callable[[], object]) -> float | None:
+    """MiB by which a call raises the process's memory at its highest; None where the system does not tell."""
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not clear.exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(0)
+
+    def read(key: str) -> float:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(key))
+        return int(line.split()[1]) / 1024
+
+    clear.write_text("5")  # the highest so far is forgotten
+    before = read("VmRSS")
+    call()
+    return read("VmHWM") - before
+
+
+@dataclass
+class Report:
+    """A benchmark's results: tables under headings, and one picture."""
+
+    name: str
+    title: str
+    quick: bool
+    folder: Path
+    tables: list[tuple[str, list[Row]]] = field(default_factory=list)
+
+    def add(self, heading: str, rows: Sequence[Row]) -> None:
+        self.tables.append((heading, list(rows)))
+        print(f"{heading}\n{as_text(rows)}\n", flush=True)
+
+    def write(self, draw: Callable[[Axes], None]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        parts = [self.title, machine(), *(f"{heading}\n{as_text(rows)}" for heading, rows in self.tables)]
+        (self.folder / f"{self.name}.txt").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        columns = list(dict.fromkeys(key for _, rows in self.tables for row in rows for key in row))
+        with (self.folder / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["table", *columns], lineterminator="\n")
+            writer.writeheader()
+            for heading, rows in self.tables:
+                writer.writerows({"table": heading, **row} for row in rows)
+        figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+        draw(axes)
+        axes.set_title(self.title, fontsize=10)
+        figure.savefig(self.folder / f"{self.name}.png", dpi=100)
+        plt.close(figure)
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, *([_cell(row.get(column, "")) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells)
+
+
+def _cell(value: str | float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def machine() -> str:
+    """Where and under what settings something was measured."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        model = next(
+            (ln.split(":")[1].strip() for ln in info.read_text().splitlines() if ln.startswith("model name")), model
+        )
+    return (
+        f"{date.today()}, {model}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}"
+    )
+
+
+def bars(axes: Axes, names: Sequence[str], values: Sequence[float], label: str) -> None:
+    """Horizontal bars on a logarithmic scale, each with its value."""
+    drawn = axes.barh(range(len(names)), values, color=plt.get_cmap("cividis")(0.35))
+    axes.bar_label(drawn, [f"{value:.3g}" for value in values], padding=3, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    axes.set_xlabel(label)
+
+
+def options(name: str, title: str) -> Report:
+    """Read `--quick` and `--output` and begin a report."""
+    parser = argparse.ArgumentParser(prog=f"benchmarking/{name}.py", description=title)
+    parser.add_argument("--quick", action="store_true", help="few rounds and sizes: to see that it works")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
+    arguments = parser.parse_args()
+    # freed memory is kept, as the command `lvkam` does: else half of what is measured is the system clearing pages
+    if sys.platform == "linux":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 2**30)
+        mallopt(-1, 2**31 - 1)
+    tqdm.write(f"{name}: {title}", file=sys.stderr)
+    return Report(name, title, arguments.quick, arguments.output)
