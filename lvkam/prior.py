@@ -32,6 +32,7 @@ from lvkam.sampling import (
     repeat_ends,
     tabulate,
 )
+from lvkam.splines import evaluate_spline
 from lvkam.univariate import FunctionFamily, UnivariateFunctions, glorot_normal
 
 
@@ -135,9 +136,10 @@ class MixturePrior(nn.Module):
         assert isinstance(layer, UnivariateFunctions)
         return layer
 
-    def energies(self, z: Tensor) -> Tensor:
-        """f_qp(z_q): (N, Q) -> (N, Q, P)."""
-        return self._deepen(self._layer(0).functions(z))
+    def energies(self, z: Tensor, weight: Tensor | None = None) -> Tensor:
+        """f_qp(z_q): (N, Q) -> (N, Q, P); whoever has the first layer's weight already passes it."""
+        layer = self._layer(0)
+        return self._deepen(evaluate_spline(layer.features(z), layer.weight() if weight is None else weight))
 
     def _deepen(self, hidden: Tensor) -> Tensor:
         """The layers after the first, shared by all coordinates: (N, Q, H) -> (N, Q, P)."""
@@ -157,40 +159,45 @@ class MixturePrior(nn.Module):
             z: (N, Q).
             table: of the present parameters, from `table()`; computed here if None.
         """
-        return self._log_mixture(z, self.log_weights() - self.log_normalisers(table))
+        table, weight = table or self.table(), self._layer(0).weight()
+        return self._log_mixture(z, self.log_weights() - self._log_normalisers(table, weight), weight)
 
     def log_unnormalised(self, z: Tensor) -> Tensor:
         """sum_q log sum_p alpha_qp exp(f_qp(z_q)) pi_0(z_q): what the reference trains, (N, Q) -> (N,)."""
-        return self._log_mixture(z, self.log_weights())
+        return self._log_mixture(z, self.log_weights(), self._layer(0).weight())
 
-    def _log_mixture(self, z: Tensor, log_weights: Tensor) -> Tensor:
+    def _log_mixture(self, z: Tensor, log_weights: Tensor, weight: Tensor) -> Tensor:
         rows = max(1, CHUNK // (self.latent_dim * self.num_components))
         if len(z) <= rows:
-            return self._log_mixture_of_chunk(z, log_weights)
+            return self._log_mixture_of_chunk(z, log_weights, weight)
         # each chunk's energies are computed again for the gradient, so that one chunk's exist at a time
         chunks = [
-            checkpoint(self._log_mixture_of_chunk, z_, log_weights, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(
+                self._log_mixture_of_chunk, z_, log_weights, weight, use_reentrant=False, preserve_rng_state=False
+            )
             for z_ in z.split(rows)
         ]
         return torch.cat([chunk for chunk in chunks if isinstance(chunk, Tensor)])
 
-    def _log_mixture_of_chunk(self, z: Tensor, log_weights: Tensor) -> Tensor:
+    def _log_mixture_of_chunk(self, z: Tensor, log_weights: Tensor, weight: Tensor) -> Tensor:
         kernel = self._layer(0).family.kernel(_mixture_log_density)
-        return kernel(self.energies(z).transpose(0, 1), log_weights, self.reference.log_prob(z))
+        return kernel(self.energies(z, weight).transpose(0, 1), log_weights, self.reference.log_prob(z))
 
     def log_normalisers(self, table: CellTable | None = None) -> Tensor:
         """log Z_qp by quadrature, (Q, P), differentiable; `table` as for `log_prob`."""
-        table = table or self.table()
+        return self._log_normalisers(table or self.table(), self._layer(0).weight())
+
+    def _log_normalisers(self, table: CellTable, weight: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return table.log_normaliser
         # d log Z is the mean of df under the component: so the gradient needs the energies' graph only, and where
         # the energies are linear combinations of features, these features' means.
         if len(self.layers) == 1:
             means = component_means(table, self._node_features(table.nodes))  # (Q, P, K+1)
-            mean_energy = (means.transpose(1, 2) * self._layer(0).weight()).sum(1)
+            mean_energy = (means.transpose(1, 2) * weight).sum(1)
         else:
             share = table.node_mass / table.node_mass.sum(-1, keepdim=True)
-            mean_energy = (share * self._node_energies(table.nodes)[..., 1:-1]).sum(-1)
+            mean_energy = (share * self._node_energies(table.nodes, weight)[..., 1:-1]).sum(-1)
         return table.log_normaliser + (mean_energy - mean_energy.detach())
 
     @torch.no_grad()
@@ -230,7 +237,7 @@ class MixturePrior(nn.Module):
             low, high = min(low, float(grid.min())), max(high, float(grid.max()))
         for _ in range(MAX_WIDENINGS):
             quadrature = self._place_quadrature(low, high)
-            log_density = self._node_energies(quadrature.nodes)
+            log_density = self._node_energies(quadrature.nodes, self._layer(0).weight())
             if not self.reference.bounded:  # a uniform one is zero between its ends
                 log_density += quadrature.log_reference
             table = tabulate(quadrature.nodes, log_density, self._layer(0).family.kernel)
@@ -289,9 +296,9 @@ class MixturePrior(nn.Module):
             return kept.features
         return self._layer(0).features(nodes.T).transpose(0, 1)
 
-    def _node_energies(self, nodes: Tensor) -> Tensor:
+    def _node_energies(self, nodes: Tensor, weight: Tensor) -> Tensor:
         """f_qp at the nodes: (Q, n) -> (Q, P, n)."""
-        features, weight = self._node_features(nodes), self._layer(0).weight()
+        features = self._node_features(nodes)
         if len(self.layers) == 1:
             return torch.bmm(weight.transpose(1, 2), features.transpose(1, 2))
         return self._deepen(torch.bmm(features, weight)).transpose(1, 2)

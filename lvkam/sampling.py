@@ -167,7 +167,7 @@ def choose_components(weights: Tensor, uniform: Tensor) -> Tensor:
 
 def _find(cdf: Tensor, uniform: Tensor) -> Tensor:
     """The first entry past a number, (..., n), (...) -> (...); never one that adds nothing to those before it."""
-    return (cdf[..., :-1] <= uniform.clamp(0, _LAST_UNIFORM).unsqueeze(-1)).sum(-1)
+    return (cdf[..., :-1] <= uniform.clamp(0, _ALMOST_ONE).unsqueeze(-1)).sum(-1)
 
 
 def inverse_transform(table: CellTable, component: Tensor, uniform: Tensor, compiler: Compiler = as_written) -> Tensor:

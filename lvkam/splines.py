@@ -121,22 +121,6 @@ def _recursion(x: Tensor, grid: Tensor, inverse_spans: Sequence[Tensor]) -> list
     return levels
 
 
-def _scaled_distance(x: Tensor, grid: Tensor, bandwidth: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(x - t_m) / (h eta), (N, I, M), and 1 / (h eta), (I, 1)."""
-    inverse = (grid.shape[1] - 1) / (grid[:, -1:] - grid[:, :1])
-    inverse = inverse if bandwidth is None else inverse / bandwidth
-    return (x.unsqueeze(-1) - grid) * inverse, inverse.unsqueeze(0)
-
-
-SMALLEST_BUMP = 1e-12
-"""Bumps end where they are lower: no float32 sum tells it from zero beside their height of 1, and the denormal
-numbers further out make a CPU many times slower."""
-
-
-def _gaussian_bump(distance: Tensor) -> Tensor:
-    return F.threshold(torch.exp(-0.5 * distance.square()), SMALLEST_BUMP, 0.0)
-
-
 def rbf_basis(x: Tensor, grid: Tensor, degree: int, bandwidth: Tensor | None = None) -> Tensor:
     """Gaussian bumps exp(-((x - t_m) / (h eta))^2 / 2), one at each extended knot.
 
@@ -149,7 +133,7 @@ def rbf_basis(x: Tensor, grid: Tensor, degree: int, bandwidth: Tensor | None = N
     Returns:
         (N, I, M).
     """
-    return _gaussian_bump(_scaled_distance(x, grid, bandwidth)[0])
+    return _rbf_with_slope(x, prepare_knots(grid, degree), bandwidth)[0][..., :-1]
 
 
 def rswaf_basis(x: Tensor, grid: Tensor, degree: int, bandwidth: Tensor | None = None) -> Tensor:
@@ -157,7 +141,7 @@ def rswaf_basis(x: Tensor, grid: Tensor, degree: int, bandwidth: Tensor | None =
 
     Arguments and result are those of `rbf_basis`.
     """
-    return 1 - torch.tanh(_scaled_distance(x, grid, bandwidth)[0]).square()
+    return _rswaf_with_slope(x, prepare_knots(grid, degree), bandwidth)[0][..., :-1]
 
 
 class Knots(NamedTuple):
@@ -210,18 +194,28 @@ def _b_spline_with_slope(x: Tensor, knots: Knots, bandwidth: Tensor | None) -> t
     return basis[0], degree * (lower[0] * left - lower[1] * right)
 
 
+def _scaled_distance(x: Tensor, knots: Knots, bandwidth: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(x - t_m) / (h eta), (N, I, M+1), and 1 / (h eta), (I, 1)."""
+    inverse = knots.inverse_spacing if bandwidth is None else knots.inverse_spacing / bandwidth
+    return (x.unsqueeze(-1) - knots.grid) * inverse, inverse
+
+
+SMALLEST_BUMP = 1e-12
+"""Bumps end where they are lower: no float32 sum tells it from zero beside their height of 1, and the denormal
+numbers further out make a CPU many times slower."""
+
+
 def _rbf_with_slope(x: Tensor, knots: Knots, bandwidth: Tensor | None) -> tuple[Tensor, Tensor]:
     """dB_m/dx = -(x - t_m) B_m / (h eta)^2."""
-    inverse = knots.inverse_spacing if bandwidth is None else knots.inverse_spacing / bandwidth
-    distance = (x.unsqueeze(-1) - knots.grid) * inverse
-    basis = _gaussian_bump(distance)
+    distance, inverse = _scaled_distance(x, knots, bandwidth)
+    basis = F.threshold(torch.exp(-0.5 * distance.square()), SMALLEST_BUMP, 0.0)
     return basis, -distance * basis * inverse
 
 
 def _rswaf_with_slope(x: Tensor, knots: Knots, bandwidth: Tensor | None) -> tuple[Tensor, Tensor]:
     """dB_m/dx = -2 tanh((x - t_m) / (h eta)) B_m / (h eta)."""
-    inverse = knots.inverse_spacing if bandwidth is None else knots.inverse_spacing / bandwidth
-    tanh = torch.tanh((x.unsqueeze(-1) - knots.grid) * inverse)
+    distance, inverse = _scaled_distance(x, knots, bandwidth)
+    tanh = torch.tanh(distance)
     basis = 1 - tanh.square()
     return basis, -2 * tanh * basis * inverse
 

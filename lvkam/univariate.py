@@ -145,7 +145,7 @@ class _SummedFunctions(torch.autograd.Function):
         family, basis, knots, grad = ctx.family, ctx.family.basis, ctx.knots, grad_outputs[0]
         grad_x, grad_base = torch.zeros_like(x), torch.zeros_like(base)
         grad_bandwidth = None if bandwidth is None else torch.zeros_like(bandwidth)
-        grad_matrix = torch.zeros_like(matrix)
+        grad_matrix: Tensor | None = None
         dtype = family.product_dtype(x)
         matrix, grad = matrix.to(dtype), grad.to(dtype)
         # rows without gradient belong to samples that carry no weight: they cost nothing
@@ -160,10 +160,8 @@ class _SummedFunctions(torch.autograd.Function):
                     grad_bandwidth += for_bandwidth
             else:  # latents carry no gradient
                 values = family.kernel(features, len(rows))(x_, base_, knots, bandwidth, basis, dtype)
-            if dtype == grad_matrix.dtype:
-                grad_matrix.addmm_(values.flatten(1).T, grad_)
-            else:
-                grad_matrix += values.flatten(1).T @ grad_
+            product = values.flatten(1).T @ grad_
+            grad_matrix = product.to(x.dtype) if grad_matrix is None else grad_matrix.add_(product)
         return grad_x, grad_base, grad_bandwidth, grad_matrix, None, None
 
 
@@ -277,11 +275,7 @@ class UnivariateFunctions(nn.Module):
 
     def functions(self, x: Tensor) -> Tensor:
         """Phi_io(x_ni), each function by itself: (N, I) -> (N, I, O)."""
-        return self.combine(self.features(x))
-
-    def combine(self, features: Tensor) -> Tensor:
-        """`functions` from features computed before: (N, I, K+1) -> (N, I, O)."""
-        return evaluate_spline(features, self.weight())
+        return evaluate_spline(self.features(x), self.weight())
 
     @torch.no_grad()
     def update_grid(self, x: Tensor) -> None:

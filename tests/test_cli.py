@@ -20,17 +20,20 @@ import torch
 from lvkam.config import parse_config
 from lvkam.experiment import build_model
 from tests.conftest import REPOSITORY, h5_arrays, small_overrides
+from tests.test_compilation import require_compiler, without_compiler
 
 PROGRAM = [str(Path(sys.executable).with_name("lvkam"))]
 COMMANDS = ["train", "sample", "evaluate", "info", "check"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LVKAM_DATA_DIR": ""}
 
 
-def lvkam(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def lvkam(
+    *arguments: str | Path, cwd: Path, environment: dict[str, str] = ENVIRONMENT
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*PROGRAM, *map(str, arguments)],
         cwd=cwd,
-        env=ENVIRONMENT,
+        env=environment,
         capture_output=True,
         text=True,
         timeout=120,
@@ -53,8 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = done.stderr.splitlines()
     assert lines[0].startswith("MNIST 7x7, 200 images; ")
     assert "on cpu (1 threads); writing to logs/Vanilla/uniform/MNIST_1" in lines[0]
-    assert [re.match(r"epoch (\d)/2: train loss ", line) is not None for line in lines[1:4]] == [True] * 3
-    assert re.fullmatch(r"trained for \d+ s; 30 generated images in .*/generated_images\.png", lines[4])
+    assert lines[1] == "kernels not compiled: 16 steps would not repay it"
+    assert [re.match(r"epoch (\d)/2: train loss ", line) is not None for line in lines[2:5]] == [True] * 3
+    assert re.fullmatch(r"trained for \d+ s; 30 generated images in .*/generated_images\.png", lines[5])
     return folder
 
 
@@ -149,6 +153,7 @@ def test_check_trains_nothing(folder: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "folder       logs/Vanilla/uniform/MNIST_5\n" in done.stdout
     assert "steps        7 epochs of 8 steps of 25 images and 16 samples\n" in done.stdout
+    assert "kernels      not compiled: 56 steps would not repay it\n" in done.stdout
     assert "\nseed = 5\n" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -273,8 +278,10 @@ def test_too_little_memory_is_one_message(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_with_status_130(folder: Path, tmp_path: Path) -> None:
+    # so long a run would compile its kernels first
+    overrides = settings("TRAINING.N_epochs=100000", "TRAINING.compile=false")
     process = subprocess.Popen(
-        [*PROGRAM, "train", str(folder / "nist_config.ini"), *settings("TRAINING.N_epochs=100000")],
+        [*PROGRAM, "train", str(folder / "nist_config.ini"), *overrides],
         cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -309,3 +316,43 @@ def test_older_keys_are_accepted_with_a_warning(tmp_path: Path) -> None:
 def test_use_gpu_without_one_says_what_is_used(folder: Path, tmp_path: Path) -> None:
     done = lvkam("train", folder / "nist_config.ini", *settings("TRAINING.use_gpu=true"), cwd=tmp_path)
     assert "parameters on cpu (1 threads)" in done.stderr
+
+
+def test_compile_true_without_a_compiler_is_refused(folder: Path, tmp_path: Path) -> None:
+    arguments = ("train", folder / "nist_config.ini", *settings("TRAINING.compile=true"))
+    environment = {**ENVIRONMENT, **without_compiler(tmp_path)}
+    done = lvkam(*arguments, "--output", "run", cwd=tmp_path, environment=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    message, *others = done.stderr.splitlines()
+    assert others == []
+    assert re.fullmatch(
+        r"error: .*: \[TRAINING\] compile = true: must be auto or false: no compiler works here \(.*/nowhere/c\+\+.*\)",
+        message,
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_compile_auto_without_a_compiler_trains_and_says_so(folder: Path, tmp_path: Path) -> None:
+    # 8,000 steps would repay it; half a second of them is enough here
+    overrides = settings("TRAINING.N_epochs=1000", "TRAINING.max_seconds=0.5")
+    arguments = ("train", folder / "nist_config.ini", *overrides, "--output", "run")
+    done = lvkam(*arguments, cwd=tmp_path, environment={**ENVIRONMENT, **without_compiler(tmp_path)})
+    assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
+    said = [line for line in done.stderr.splitlines() if "compile" in line]
+    assert len(said) == 1
+    assert re.fullmatch(r"kernels not compiled: no compiler works here \(.*/nowhere/c\+\+.*\)", said[0])
+    assert not h5_arrays(tmp_path / "run" / "ckpt.h5")["training/compiled"]
+
+
+def test_compile_true_trains_compiled(folder: Path, tmp_path: Path) -> None:
+    require_compiler()
+    overrides = settings(  # 6 intervals, as in other tests, so that kernels are found compiled
+        "TRAINING.compile=true", "TRAINING.N_epochs=1", "TRAINING.N_train=50",
+        "MIX_PRIOR.grid_size=6", "KAN_LIKELIHOOD.grid_size=6",
+    )  # fmt: skip
+    done = lvkam("train", folder / "nist_config.ini", *overrides, "--output", "run", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
+    assert done.stderr.splitlines()[1] == "kernels compiled"
+    # nothing of what the compiler has to say reaches the user
+    assert "warning" not in done.stderr.lower()
+    assert h5_arrays(tmp_path / "run" / "ckpt.h5")["training/compiled"]

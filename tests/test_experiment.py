@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import h5py
@@ -35,6 +36,7 @@ from lvkam.splines import BASES
 from lvkam.training import random_stream
 from lvkam.univariate import ACTIVATIONS, UnivariateFunctions
 from tests.conftest import REPOSITORY, h5_arrays, small_config, stream
+from tests.test_compilation import quiet_compiler, require_compiler
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,7 @@ def test_every_key_of_the_model_arrives_in_it() -> None:
         "KAN_LIKELIHOOD.expert_widths=4, 6, 8", "KAN_LIKELIHOOD.spline_function=RSWAF",
         "KAN_LIKELIHOOD.likelihood_model=l2", "KAN_LIKELIHOOD.output_activation=tanh",
         "KAN_LIKELIHOOD.generator_variance=0.3", "KAN_LIKELIHOOD.generator_noise_var=0.2",
+        "TRAINING.precision=bf16", "TRAINING.gradient_samples=3", "TRAINING.gradient_selection=resampled",
     )  # fmt: skip
     model, objective = build_model(config, 9), build_objective(config)
     layers = [layer for layer in model.prior.layers if isinstance(layer, UnivariateFunctions)]
@@ -86,7 +89,11 @@ def test_every_key_of_the_model_arrives_in_it() -> None:
     assert layers[0].family.basis is BASES["RSWAF"]
     assert (model.likelihood, model.likelihood_std, model.noise_std) == ("l2", 0.3, 0.2)
     assert model.output_activation is torch.tanh
+    # the prior's densities are normalised, which takes more than half precision
+    assert (family.precision, layers[0].family.precision) == (torch.float32, torch.bfloat16)
     assert (objective.num_samples, objective.normalization) == (16, "contrastive")
+    assert (objective.gradient_samples, objective.gradient_selection) == (3, "resampled")
+    assert build_objective(small_config()).gradient_samples is None
 
 
 def test_a_run_writes_its_files(run_folder: Path) -> None:
@@ -235,6 +242,8 @@ def test_the_description_of_a_run_is_that_of_its_model(tmp_path: Path) -> None:
     assert described["parameters"] == f"{sum(p.numel() for p in build_model(small_config(), 49).parameters()):,}"
     assert described["generator"] == "4 -> 6 -> 49"
     assert described["steps"] == "2 epochs of 8 steps of 25 images and 16 samples"
+    assert described["kernels"] == "not compiled: 16 steps would not repay it"
+    assert describe_run(small_config("TRAINING.compile=true"))["kernels"] == "compiled, if a compiler works"
     assert described["folder"] == str(tmp_path / "run")
     assert json.dumps(described)
     assert not (tmp_path / "run").exists()
@@ -244,3 +253,115 @@ def test_the_device_is_the_one_asked_for() -> None:
     assert choose_device("cpu", use_gpu=True).type == "cpu"
     assert choose_device(None, use_gpu=False).type == "cpu"
     assert choose_device(None, use_gpu=True).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def told_run(folder: Path, *overrides: str) -> list[str]:
+    """What a run in the folder says."""
+    said: list[str] = []
+    # 6 intervals, so that kernels compiled for other tests serve here
+    grids = ("MIX_PRIOR.grid_size=6", "KAN_LIKELIHOOD.grid_size=6")
+    run_experiment(small_config("TRAINING.verbose=true", *grids, *overrides), folder, say=said.append)
+    return said
+
+
+def step_losses(said: list[str]) -> list[float]:
+    """Of each iteration."""
+    found = [re.match(r"iteration \d+: loss (-?\d+\.\d+), gradient norm (\d+\.\d+)$", line) for line in said]
+    return [float(match[1]) for match in found if match]
+
+
+def epoch_rows(folder: Path) -> list[list[str]]:
+    """The rows of loss.csv, the time left out."""
+    with (folder / "loss.csv").open(newline="") as file:
+        return [row[1:] for row in csv.reader(file)]
+
+
+@pytest.fixture(scope="module")
+def compiled_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run with compiled kernels, and what it said."""
+    require_compiler()
+    folder = tmp_path_factory.mktemp("compiled") / "run"
+    return folder, told_run(folder, "TRAINING.compile=true")
+
+
+@quiet_compiler
+def test_a_compiled_run_is_the_plain_one(compiled_run: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, said = compiled_run
+    plain = told_run(tmp_path / "plain", "TRAINING.compile=false")
+    assert [line for line in said if line.startswith("kernels")] == ["kernels compiled"]
+    assert [line for line in plain if line.startswith("kernels")] == ["kernels not compiled: compile = false"]
+    assert h5_arrays(folder / "ckpt.h5")["training/compiled"]
+    assert not h5_arrays(tmp_path / "plain" / "ckpt.h5")["training/compiled"]
+    before, expected_before = epoch_rows(folder)[1], epoch_rows(tmp_path / "plain")[1]
+    for column in (1, 2, 4, 5):  # losses and test figures before any training
+        assert float(before[column]) == pytest.approx(float(expected_before[column]), rel=1e-5)
+    losses, expected = step_losses(said), step_losses(plain)
+    assert len(losses) == len(expected) == 16
+    # later, Adam has made of gradients of the size of rounding errors steps as long as all others
+    np.testing.assert_allclose(losses[:8], expected[:8], rtol=1e-5)
+
+
+@quiet_compiler
+def test_a_compiled_run_has_the_same_bits_again(
+    compiled_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, said = compiled_run
+    monkeypatch.setattr("lvkam.experiment.STEPS_THAT_REPAY", 16)
+    again = told_run(tmp_path / "again", "TRAINING.compile=auto")
+    assert "kernels compiled" in again
+    assert step_losses(again) == step_losses(said)
+    assert epoch_rows(tmp_path / "again") == epoch_rows(folder)
+    one, other = (h5_arrays(path / "ckpt.h5") for path in (folder, tmp_path / "again"))
+    assert one.keys() == other.keys()
+    for name in one.keys() - {"training/seconds"}:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    monkeypatch.setattr("lvkam.experiment.STEPS_THAT_REPAY", 17)
+    assert describe_run(small_config())["kernels"] == "not compiled: 16 steps would not repay it"
+
+
+@quiet_compiler
+def test_a_compiled_runs_checkpoint_serves_with_and_without_a_compiler(compiled_run: tuple[Path, list[str]]) -> None:
+    folder, _ = compiled_run
+    images = h5_arrays(folder / "generated_images.h5")["samples"]
+    for compile in (True, False):
+        model = load_model(folder / "ckpt.h5", compile=compile)
+        rng = random_stream(1, "generation")
+        drawn = torch.cat([model.sample(20, rng) for _ in range(2)])[:30].clamp(0, 1).reshape(-1, 7, 7).numpy()
+        if compile:
+            np.testing.assert_array_equal(drawn, images)
+        else:
+            np.testing.assert_allclose(drawn, images, atol=1e-4)
+
+
+@quiet_compiler
+@pytest.mark.parametrize("compile", ["false", "true"])
+def test_bf16_trains(compile: str, tmp_path: Path) -> None:
+    if compile == "true":
+        require_compiler()
+    folder = tmp_path / "run"
+    said = told_run(folder, "TRAINING.precision=bf16", f"TRAINING.compile={compile}")
+    exact = told_run(tmp_path / "exact", "TRAINING.compile=false")
+    losses, expected = step_losses(said), step_losses(exact)
+    assert len(losses) == 16
+    assert np.isfinite(losses).all()
+    assert losses != expected
+    # two layers round by a share of 2^-8 each
+    np.testing.assert_allclose(losses[0], expected[0], rtol=2 * 2**-8)
+    assert losses[-1] < losses[0]
+    rows = epoch_rows(folder)
+    assert float(rows[-1][4]) < float(rows[1][4])
+    assert h5_arrays(folder / "ckpt.h5")["generator/layers/1/coef"].dtype == np.float32
+
+
+@pytest.mark.parametrize("selection", ["top", "resampled"])
+def test_a_few_samples_with_gradient_train(selection: str, tmp_path: Path) -> None:
+    few = ("TRAINING.gradient_samples=2", f"TRAINING.gradient_selection={selection}")
+    said = told_run(tmp_path / "run", *few, "TRAINING.N_epochs=4")
+    losses, exact = step_losses(said), step_losses(told_run(tmp_path / "exact", "TRAINING.N_epochs=4"))
+    assert len(losses) == 32
+    # the likelihood in the loss is of all samples, the log-prior, about a nat, of those alone that carry gradient
+    assert losses[0] == pytest.approx(exact[0], abs=0.5)
+    assert losses[1:] != exact[1:]
+    rows = epoch_rows(tmp_path / "run")
+    assert all(math.isfinite(float(row[4])) for row in rows[1:])
+    assert float(rows[-1][4]) < float(rows[1][4])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from lvkam.generator import KANGenerator, bernoulli_log_likelihood, gaussian_log_likelihood, squared_distance
 from lvkam.univariate import FunctionFamily, UnivariateFunctions
 from tests.conftest import stream
+from tests.test_compilation import require_compiler
 
 
 def test_bernoulli_log_likelihood_is_its_definition() -> None:
@@ -72,3 +75,61 @@ def test_each_layer_adapts_to_its_own_inputs() -> None:
         np.testing.assert_allclose(inner[:, -1].numpy(), x.amax(0).numpy(), atol=2e-3)
     # the functions are smooth: new knots describe nearly the same ones
     np.testing.assert_allclose(generator(z).detach().numpy(), before.numpy(), atol=1e-2)
+
+
+def gradients(generator: KANGenerator, z: Tensor, grad: Tensor) -> list[Tensor]:
+    """Outputs, and gradients of latents and parameters, in float64."""
+    z = z.clone().requires_grad_()
+    out = generator(z)
+    found = torch.autograd.grad(out, [z, *generator.parameters()], grad)
+    return [tensor.detach().double() for tensor in (out, *found)]
+
+
+def rebuilt(generator: KANGenerator, family: FunctionFamily) -> KANGenerator:
+    """The same parameters, in layers of another family."""
+    layers = [layer for layer in generator.layers if isinstance(layer, UnivariateFunctions)]
+    other = KANGenerator([layers[0].num_inputs, *(layer.num_outputs for layer in layers)], family, stream(10))
+    other.load_state_dict(generator.state_dict())
+    return other
+
+
+def test_a_compiled_generator_is_the_plain_one() -> None:
+    require_compiler()
+    family = FunctionFamily(grid_size=6)
+    plain = KANGenerator([2, 4, 5], family, stream(11))
+    z = torch.rand(40, 2, generator=stream(12))
+    plain.update_grids(z)
+    compiled = rebuilt(plain, dataclasses.replace(family, compiled=True))
+    grad = torch.randn(40, 5, generator=stream(13))
+    grad[::3] = 0  # samples without weight
+    for found, expected in zip(gradients(compiled, z, grad), gradients(plain, z, grad), strict=True):
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5 * expected.abs().max().item())
+
+
+def test_a_bfloat16_generator_is_close() -> None:
+    family = FunctionFamily()
+    exact = KANGenerator([20, 40, 50], family, stream(14))
+    z = torch.rand(60, 20, generator=stream(15))
+    exact.update_grids(z)
+    half = rebuilt(exact, dataclasses.replace(family, precision=torch.bfloat16))
+    grad = torch.randn(60, 50, generator=stream(16))
+    assert half(z).dtype == torch.float32
+    names = ["values", "latents", *(name for name, _ in exact.named_parameters())]
+    for name, found, expected in zip(names, gradients(half, z, grad), gradients(exact, z, grad), strict=True):
+        # each of two layers rounds 3 times, by a share of less than 2^-9 in the root mean square; what the second
+        # layer's splines make of a rounded input is off by up to as many times more as there are cells
+        cells = family.grid_size if name in {"layers.1.coef", "layers.1.w_spline"} else 1
+        error = (found - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+        assert 1e-5 < error < 2 * 3 * 2**-9 * cells, name
+
+
+def test_samples_without_gradient_leave_the_others_as_they_are() -> None:
+    generator = KANGenerator([2, 4, 5], FunctionFamily(grid_size=6), stream(17))
+    z = torch.rand(30, 2, generator=stream(18))
+    grad = torch.randn(30, 5, generator=stream(19))
+    kept = torch.rand(30, generator=stream(20)) < 0.3
+    whole = gradients(generator, z, grad * kept[:, None])
+    alone = gradients(generator, z[kept], grad[kept])
+    assert (whole[1][~kept] == 0).all()
+    for found, expected in zip([whole[1][kept], *whole[2:]], alone[1:], strict=True):
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5 * expected.abs().max().item())

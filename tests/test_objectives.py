@@ -1,16 +1,24 @@
-"""The training gradient against the gradient of the exact evidence, by dense quadrature."""
+"""The training gradient against the gradient of the exact evidence, by dense quadrature, and against its formula.
+
+Seeds are fixed, so that a test passes always or never. For a seed drawn at random the test that resampled gradients
+are unbiased would raise a false alarm with probability ALARM.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from lvkam.model import LVKAM
 from lvkam.objectives import ImportanceSampling
+from lvkam.prior import MixturePrior
 from lvkam.univariate import UnivariateFunctions
 from tests.conftest import small_model, small_prior, stream
+
+ALARM = 1e-4
 
 
 def lively_model(latent_dim: int, reference: str, num_components: int = 2, likelihood: str = "bernoulli") -> LVKAM:
@@ -139,3 +147,215 @@ def test_noise_acts_on_the_output_before_its_activation() -> None:
     model.noise_std = 0.0
     assert torch.equal(ImportanceSampling(32)(model, IMAGES, stream(9)), evaluated)
     assert not torch.isclose(evaluated, expected)
+
+
+def peaked_model(reference: str = "uniform") -> LVKAM:
+    """In float64; next to no weight for most samples."""
+    model = lively_model(2, reference)
+    model.likelihood_std = 0.15
+    return model.double()
+
+
+X = IMAGES.double()
+
+
+def samples_and_weights(model: LVKAM, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """z (S, Q), and the weights of all samples, (B, S)."""
+    with torch.no_grad():
+        z = model.prior.sample(num_samples, stream(seed))
+        log_likelihood = model.log_likelihood(X, z)
+        weights = torch.exp(log_likelihood - log_likelihood.amax(1, keepdim=True))
+        return z, weights / weights.sum(1, keepdim=True)
+
+
+def plain_loss(model: LVKAM, z: Tensor, weights: Tensor, normalization: str = "quadrature") -> Tensor:
+    """-mean_b sum_s w_bs (l_bs + log p(z_s)), of all samples, differentiated as it stands."""
+    if normalization == "contrastive":
+        log_prior = model.prior.log_unnormalised(z)
+        log_prior = log_prior - log_prior.mean()
+    else:
+        log_prior = model.prior.log_prob(z)
+    return -(weights * (model.log_likelihood(X, z) + log_prior)).sum(1).mean()
+
+
+def count_prior_points(model: LVKAM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """To how many points of each call the prior gives a density."""
+    calls: list[int] = []
+    energies = MixturePrior.energies
+
+    def counted(self: MixturePrior, z: Tensor, weight: Tensor | None = None) -> Tensor:
+        if self is model.prior:
+            calls.append(len(z))
+        return energies(self, z, weight)
+
+    monkeypatch.setattr(MixturePrior, "energies", counted)
+    return calls
+
+
+def importance_sampling(num: int, normalization: str, count: int | None = None, how: str = "top") -> ImportanceSampling:
+    return ImportanceSampling(
+        num,
+        "contrastive" if normalization == "contrastive" else "quadrature",
+        count,
+        "resampled" if how == "resampled" else "top",
+    )
+
+
+@pytest.mark.parametrize("normalization", ["quadrature", "contrastive"])
+@pytest.mark.parametrize("reference", ["uniform", "gaussian"])
+def test_what_carries_no_weight_changes_nothing(
+    reference: str, normalization: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value and gradient are those of all samples, to what float32 could tell; few are differentiated."""
+    model = peaked_model(reference)
+    z, weights = samples_and_weights(model, 2000, 11)
+    expected = plain_loss(model, z, weights, normalization)
+    exact = gradient(expected, model)
+    calls = count_prior_points(model, monkeypatch)
+    loss = importance_sampling(2000, normalization)(model, X, stream(11))
+    kept = int((weights > torch.finfo(torch.float32).eps / 2000).any(0).sum())
+    assert 10 < kept < 1500
+    assert calls == [kept if normalization == "quadrature" else 2000]
+    np.testing.assert_allclose(loss.item(), expected.item(), rtol=1e-6)
+    found = gradient(loss, model)
+    np.testing.assert_allclose(found, exact, atol=1e-6 * np.abs(exact).max(), rtol=0)
+    assert not np.array_equal(found, exact)  # something was left out
+
+
+@pytest.mark.parametrize("normalization", ["quadrature", "contrastive"])
+def test_flat_weights_are_all_differentiated(normalization: str) -> None:
+    model = lively_model(2, "uniform").double()
+    model.likelihood_std = 3.0
+    z, weights = samples_and_weights(model, 300, 12)
+    expected = plain_loss(model, z, weights, normalization)
+    loss = importance_sampling(300, normalization)(model, X, stream(12))
+    np.testing.assert_allclose(loss.item(), expected.item(), rtol=1e-12)
+    exact = gradient(expected, model)
+    np.testing.assert_allclose(gradient(loss, model), exact, atol=1e-12 * np.abs(exact).max(), rtol=0)
+
+
+@pytest.mark.parametrize("normalization", ["quadrature", "contrastive"])
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_top_samples_with_their_weights_normalised(
+    count: int, normalization: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = peaked_model()
+    z, weights = samples_and_weights(model, 200, 13)
+    best = np.argsort(-weights.numpy(), axis=1)[:, :count]
+    restricted = np.zeros(weights.shape)
+    np.put_along_axis(restricted, best, np.take_along_axis(weights.numpy(), best, 1), 1)
+    restricted /= restricted.sum(1, keepdims=True)
+    exact = gradient(plain_loss(model, z, torch.from_numpy(restricted), normalization), model)
+
+    calls = count_prior_points(model, monkeypatch)
+    estimate = importance_sampling(200, normalization, count).estimate(model, X, stream(13))
+    if normalization == "quadrature":
+        assert calls == [len(np.unique(best))]
+    np.testing.assert_allclose(gradient(estimate.loss, model), exact, atol=1e-12 * np.abs(exact).max(), rtol=0)
+
+    with torch.no_grad():  # the likelihood's part of the value is of all samples, the prior's of those chosen
+        likelihood = model.log_likelihood(X, z)
+        prior = plain_loss(model, z, torch.from_numpy(restricted), normalization)
+        prior += (torch.from_numpy(restricted) * likelihood).sum(1).mean()
+        expected = prior - (weights * likelihood).sum(1).mean()
+    np.testing.assert_allclose(estimate.loss.item(), expected.item(), rtol=1e-12)
+    np.testing.assert_allclose(
+        estimate.effective_sample_size.item(), (1 / weights.square().sum(1)).mean().item(), rtol=1e-12
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_resampled_gradients_are_unbiased(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one set of prior samples: their mean over many draws is the gradient of all samples."""
+    model = lively_model(2, "uniform").double()
+    model.likelihood_std = 0.5
+    z, weights = samples_and_weights(model, 60, 14)
+    full = gradient(plain_loss(model, z, weights), model)
+    monkeypatch.setattr(model.prior, "sample", lambda *_: z)
+    objective, rng = ImportanceSampling(60, gradient_samples=count, gradient_selection="resampled"), stream(15)
+    repetitions, directions = 600, 10  # sums over the parameters are near normal, single parameters are not
+    drawn = np.stack([gradient(objective(model, X, rng), model) for _ in range(repetitions)]) - full
+    onto = torch.randn(directions, len(full), dtype=torch.float64, generator=stream(16)).numpy()
+    onto = np.concatenate((onto * np.abs(full), full[None]))
+    projected = drawn @ onto.T
+    score = projected.mean(0) / (projected.std(0, ddof=1) / repetitions**0.5)
+    assert (np.abs(score) < stats.norm.isf(ALARM / 2 / len(onto))).all()
+    # the test has power: each draw by itself is far off, the mean is not
+    assert np.median(np.linalg.norm(drawn, axis=1)) > 0.1 * np.linalg.norm(full)
+    assert np.linalg.norm(drawn.mean(0)) < 3 / repetitions**0.5 * np.linalg.norm(drawn, axis=1).mean()
+
+
+@pytest.mark.parametrize("count", [1, 4, 30])
+def test_resampled_samples_carry_whole_shares(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each draw's gradient is that of weights that are multiples of 1/k, none further from k w_bs than 2."""
+    model = peaked_model()
+    z, weights = samples_and_weights(model, 100, 17)
+    columns = []
+    for b in range(2):
+        for s in range(100):
+            single = torch.zeros(2, 100, dtype=torch.float64)
+            single[b, s] = 1
+            columns.append(gradient(plain_loss(model, z, single), model))
+    monkeypatch.setattr(model.prior, "sample", lambda *_: z)
+    objective = ImportanceSampling(100, gradient_samples=count, gradient_selection="resampled")
+    rng = stream(18)
+    uniform = torch.rand(2, count, dtype=torch.float64, generator=stream(18)).numpy()
+    found = gradient(objective(model, X, rng), model)
+    places = (np.arange(count) + uniform) / count
+    counts = np.zeros((2, 100))
+    for b in range(2):
+        cdf = weights[b].numpy().cumsum()
+        np.add.at(counts[b], np.searchsorted(cdf / cdf[-1], places[b], side="right"), 1)
+    assert (np.abs(counts - count * weights.numpy()) < 2).all()
+    expected = (counts / count).flatten() @ np.stack(columns)
+    np.testing.assert_allclose(found, expected, atol=1e-12 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("how", ["top", "resampled"])
+@pytest.mark.parametrize("normalization", ["quadrature", "contrastive"])
+def test_as_many_gradient_samples_as_there_are_is_all(normalization: str, how: str) -> None:
+    model = lively_model(2, "uniform")
+    plain, rng = importance_sampling(32, normalization)(model, IMAGES, stream(19)), stream(19)
+    expected = gradient(plain, model)
+    for count in (32, 33, 10_000):
+        rng = stream(19)
+        loss = importance_sampling(32, normalization, count, how)(model, IMAGES, rng)
+        assert torch.equal(loss, plain)
+        np.testing.assert_array_equal(gradient(loss, model), expected)
+    after = stream(19)  # and nothing is drawn for it
+    model.prior.sample(32, after)
+    assert torch.equal(rng.get_state(), after.get_state())
+
+
+@pytest.mark.parametrize("how", ["top", "resampled"])
+def test_without_gradient_all_samples_count(how: str) -> None:
+    """Selection is for the gradient: the loss of the test images is of all samples."""
+    model = peaked_model()
+    chosen, rng = importance_sampling(100, "quadrature", 2, how), stream(20)
+    with torch.no_grad():
+        loss = chosen(model, X, rng)
+        assert torch.equal(loss, ImportanceSampling(100)(model, X, stream(20)))
+    assert not torch.isclose(loss, chosen(model, X, stream(20)).detach())
+    after = stream(20)
+    model.prior.sample(100, after)
+    assert torch.equal(rng.get_state(), after.get_state())
+    z, weights = samples_and_weights(model, 100, 20)
+    np.testing.assert_allclose(loss.item(), plain_loss(model, z, weights).item(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.7])
+@pytest.mark.parametrize("count", [None, 5])
+@pytest.mark.parametrize("how", ["top", "resampled"])
+def test_a_seed_gives_the_same_bits(how: str, count: int | None, noise: float) -> None:
+    model = lively_model(2, "gaussian")
+    model.noise_std = noise
+    objective = importance_sampling(64, "quadrature", count, how)
+    losses = [objective(model, IMAGES, stream(21)) for _ in range(2)]
+    assert torch.equal(losses[0], losses[1])
+    np.testing.assert_array_equal(gradient(losses[0], model), gradient(losses[1], model))
+    other = objective(model, IMAGES, stream(22))
+    assert not torch.equal(losses[0], other)
+    if count is not None and how == "resampled":  # the draws go on, they do not begin again
+        rng = stream(21)
+        first, second = (gradient(objective(model, IMAGES, rng), model) for _ in range(2))
+        assert not np.array_equal(first, second)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.interpolate import BSpline
 from torch import Tensor
 
 from lvkam.splines import (
     BASES,
     MIN_UPDATE_RATIO,
+    SMALLEST_BUMP,
     adaptive_knots,
     b_spline_basis,
     evaluate_spline,
     extend_grid,
+    features,
+    features_backward,
     fit_coefficients,
+    prepare_knots,
     rbf_basis,
     rswaf_basis,
     uniform_knots,
 )
+from lvkam.univariate import FunctionFamily
 from tests.conftest import stream
+from tests.test_compilation import require_compiler
 
 DEGREES = [1, 2, 3, 4, 5]
 
@@ -80,7 +89,12 @@ def test_bumps_are_their_formulas() -> None:
     spacing = (grid[:, -1] - grid[:, 0]) / (grid.shape[1] - 1)
     distance = ((x[:, :, None] - grid) / (spacing[:, None] * 0.7)).numpy()
     h = torch.tensor(0.7, dtype=torch.float64)
-    np.testing.assert_allclose(rbf_basis(x, grid, 3, h).numpy(), np.exp(-(distance**2) / 2), atol=1e-14)
+    gaussian = np.exp(-(distance**2) / 2)
+    assert SMALLEST_BUMP == 1e-12
+    assert (gaussian < 1e-12).any()
+    # a bump ends at 1e-12 of its height: beyond float32, and the denormal numbers that would follow are slow
+    gaussian[gaussian < 1e-12] = 0
+    np.testing.assert_allclose(rbf_basis(x, grid, 3, h).numpy(), gaussian, atol=1e-14)
     np.testing.assert_allclose(rswaf_basis(x, grid, 3, h).numpy(), 1 / np.cosh(distance) ** 2, atol=1e-14)
 
 
@@ -159,3 +173,143 @@ def test_knots_increase_strictly_whatever_repeats(x: Tensor, ratio: float, grid_
 def test_extension_has_the_mean_spacing() -> None:
     grid = extend_grid(torch.tensor([[0.0, 1.0, 4.0]], dtype=torch.float64), 2)
     np.testing.assert_allclose(grid.numpy(), [[-4, -2, 0, 1, 4, 6, 8]])
+
+
+def nasty_inputs() -> Tensor:
+    """200 inputs a column, float64, out of which a grid update may have to make knots: (200, 14)."""
+    u = torch.rand(14, 200, dtype=torch.float64, generator=stream(30))
+    cauchy = torch.tan(math.pi * (u - 0.5))
+    columns = [
+        torch.zeros(200), torch.full((200,), 0.37), torch.full((200,), -500.0),  # constant
+        (3 * u[0]).floor() / 4, torch.cat((1e-3 * u[1, 1:], torch.tensor([1e4]))),  # three values; an outlier
+        torch.randn(200, generator=stream(31)), cauchy[2], cauchy[3] ** 3,  # heavy and heavier tails
+        torch.where(u[4] < 0.5, 1e-4 * u[5] - 3, 2 + 1e-5 * u[6]),  # two clusters
+        1000 + 0.01 * (2 * u[7] - 1), -1000 + 0.01 * (2 * u[8] - 1), 1 - 1e-5 * u[9] ** 4,  # far from the origin
+        1e-6 * u[10], 1e6 * (u[11] - 0.5),
+    ]  # fmt: skip
+    return torch.stack([column.double() for column in columns], 1)
+
+
+def telling_points(grid: Tensor) -> Tensor:
+    """Where kernels may go wrong: at the knots and a float beside, within each cell, outside: (I, M) -> (N, I)."""
+    place = torch.rand(3, 60, dtype=torch.float64, generator=stream(32))
+    knots = grid.double()
+    wide = knots[:, :1] + (knots[:, -1:] - knots[:, :1]) * (1.2 * place[0] - 0.1)
+    cell = (place[1] * (grid.shape[1] - 1)).long()
+    within = torch.lerp(knots[:, cell], knots[:, cell + 1], place[2].expand(len(grid), -1))
+    beside = [torch.nextafter(grid, torch.tensor(end)) for end in (-torch.inf, torch.inf)]
+    return torch.cat((grid, *beside, wide.float(), within.float()), 1).T.contiguous()
+
+
+def values_and_slopes(
+    name: str, x: NDArray[np.float64], grid: NDArray[np.float64], degree: int, eta: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """B_m and dB_m/dx of one input, in float64, without lvkam: (N, K) each."""
+    if name == "B-spline":
+        # scipy wants end conditions: more knots on both sides, whose basis functions are left out
+        outer = (grid[-1] - grid[0]) * (1 + np.arange(degree + 1))
+        knots = np.concatenate((grid[0] - outer[::-1], grid, grid[-1] + outer))
+        splines = BSpline(knots, np.eye(len(knots) - degree - 1), degree)
+        x = np.clip(x, knots[degree], knots[-degree - 1])
+        design = BSpline.design_matrix(x, knots, degree).toarray()
+        return design[:, degree + 1 : -degree - 1], splines.derivative()(x)[:, degree + 1 : -degree - 1]
+    width = eta * (grid[-1] - grid[0]) / (len(grid) - 1)
+    distance = (x[:, None] - grid) / width
+    if name == "RBF":
+        bump = np.exp(-(distance**2) / 2)
+        return bump, -distance * bump / width
+    bump = 1 / np.cosh(distance) ** 2
+    return bump, -2 * np.tanh(distance) * bump / width
+
+
+def check_kernels(name: str, degree: int, grid_size: int, ratio: float, *, compile: bool) -> None:
+    grid = extend_grid(adaptive_knots(nasty_inputs(), grid_size, ratio), degree).float()
+    x, basis, knots = telling_points(grid), BASES[name], prepare_knots(grid, degree)
+    base, lanes = torch.sin(x), basis.size(grid_size, degree) + 1
+    bandwidth = torch.tensor(0.7) if basis.has_bandwidth else None
+    backward = FunctionFamily(compiled=compile).kernel(features_backward)
+    expected = [
+        values_and_slopes(name, x[:, i].double().numpy(), grid[i].double().numpy(), degree, 0.7)
+        for i in range(len(grid))
+    ]
+    values, slopes = (np.stack(parts, 1) for parts in zip(*expected, strict=True))  # (N, I, K)
+    largest = np.abs(slopes).max((0, 2))[:, None]  # of each input
+
+    def gradients_of(lane: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Of one feature at a time."""
+        grad = torch.zeros(*x.shape, lanes)
+        grad[..., lane] = 1
+        return backward(x, base, knots, bandwidth, basis, grad)
+
+    found, grad_x, grad_base, grad_bandwidth = gradients_of(-1)  # the base activation's, in which x does not appear
+    assert torch.equal(found[..., -1], base)
+    np.testing.assert_allclose(found[..., :-1].double().numpy(), values, atol=3e-6, rtol=0)
+    assert (grad_x == 0).all()
+    assert (grad_base == 1).all()
+    assert bandwidth is None or grad_bandwidth == 0
+    for lane in range(lanes - 1):
+        again, grad_x, grad_base, grad_bandwidth = gradients_of(lane)
+        assert torch.equal(again, found)
+        assert (grad_base == 0).all()
+        slope = slopes[..., lane]
+        np.testing.assert_allclose(grad_x.T.double().numpy() / largest, slope.T / largest, atol=3e-6, rtol=0)
+        assert (grad_bandwidth is None) == (bandwidth is None)
+        if grad_bandwidth is not None:
+            terms = -slope * (x.double() - grid[:, lane].double()).numpy() / 0.7
+            # a compiled sum takes its thousands of terms one after another: a few times the rounding of torch's
+            assert abs(float(grad_bandwidth) - terms.sum()) < (1e-5 if compile else 3e-6) * np.abs(terms).sum()
+    if not compile:
+        assert torch.equal(features(x, base, knots, bandwidth, basis, torch.float32), found)
+        assert torch.equal(features(x, base, knots, bandwidth, basis, torch.bfloat16), found.bfloat16())
+
+
+@pytest.mark.parametrize("grid_size", [1, 2, 12, 50])
+@pytest.mark.parametrize("degree", DEGREES)
+@pytest.mark.parametrize("name", sorted(BASES))
+def test_kernels_are_exact_on_every_grid_of_an_update(name: str, degree: int, grid_size: int) -> None:
+    for ratio in (0.0, 0.05, 1.0):
+        check_kernels(name, degree, grid_size, ratio, compile=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "degree", "grid_size"),
+    # kernels of degree 3 on 6 intervals serve other tests too
+    [("B-spline", 1, 50), ("B-spline", 2, 12), ("B-spline", 3, 1), ("B-spline", 3, 6), ("B-spline", 4, 12),
+     ("B-spline", 5, 12), ("RBF", 3, 6), ("RSWAF", 3, 6)],
+)  # fmt: skip
+def test_compiled_kernels_are_exact_on_every_grid_of_an_update(name: str, degree: int, grid_size: int) -> None:
+    require_compiler()
+    for ratio in (0.0, 0.05, 1.0):
+        check_kernels(name, degree, grid_size, ratio, compile=True)
+
+
+@pytest.mark.parametrize("degree", DEGREES)
+def test_kernels_and_slow_path_are_the_same_function(degree: int) -> None:
+    """In float64, where nothing is lost: the kernels, by autograd of the plain bases."""
+    grid = extend_grid(adaptive_knots(nasty_inputs()[:, 3:9], 12, 0.05), degree)
+    x = telling_points(grid.float()).double().requires_grad_()
+    knots = prepare_knots(grid, degree)
+    for basis in BASES.values():
+        eta = torch.tensor(1.3, dtype=torch.float64, requires_grad=True) if basis.has_bandwidth else None
+        plain = basis.evaluate(x, grid, degree, eta)
+        grad = torch.randn(*x.shape, plain.shape[2] + 1, dtype=torch.float64, generator=stream(33))
+        found, grad_x, _, grad_bandwidth = features_backward(
+            x.detach(), torch.zeros_like(x), knots, None if eta is None else eta.detach(), basis, grad
+        )
+        np.testing.assert_allclose(found[..., :-1].numpy(), plain.detach().numpy(), atol=1e-12)
+        wanted = torch.autograd.grad((plain * grad[..., :-1]).sum(), [x] if eta is None else [x, eta])
+        scale = wanted[0].abs().amax(0)
+        np.testing.assert_allclose((grad_x / scale).numpy(), (wanted[0] / scale).numpy(), atol=1e-11)
+        if eta is not None:
+            np.testing.assert_allclose(np.asarray(grad_bandwidth), wanted[1].numpy(), rtol=1e-9)
+
+
+def test_prepared_knots_are_those_of_the_grid() -> None:
+    grid = extend_grid(torch.tensor([[0.0, 1.0, 4.0], [1.0, 1.5, 2.0]]), 2)
+    knots = prepare_knots(grid, 2)
+    np.testing.assert_allclose(knots.grid.numpy(), [[-4, -2, 0, 1, 4, 6, 8, 10], [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]])
+    np.testing.assert_allclose(knots.inverse_spacing.numpy(), [[0.5], [2]])
+    assert len(knots.inverse_spans) == 2
+    for degree, spans in enumerate(knots.inverse_spans, start=1):
+        expected = 1 / (knots.grid.numpy()[:, degree:] - knots.grid.numpy()[:, :-degree])
+        np.testing.assert_allclose(spans.numpy(), expected)

@@ -7,6 +7,8 @@ test here would raise a false alarm with probability ALARM.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +21,11 @@ from scipy import special, stats
 from scipy.interpolate import BSpline
 from torch import Tensor
 
-from lvkam.splines import BASES
+from lvkam import univariate
+from lvkam.splines import BASES, Knots, features_backward
 from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions
 from tests.conftest import stream
+from tests.test_compilation import require_compiler
 
 ALARM = 1e-4
 BUMPS = ["RBF", "RSWAF"]
@@ -115,16 +119,30 @@ def test_base_activation_is_its_formula(activation: str) -> None:
     check_values(lively_layer("B-spline", activation), "B-spline", activation)
 
 
+class Functions(torch.nn.Module):
+    """A layer as it is, or its functions each by itself."""
+
+    def __init__(self, layer: UnivariateFunctions, summed: bool):
+        super().__init__()
+        self.layer, self.summed = layer, summed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if self.summed else self.layer.functions(x)
+
+
+@pytest.mark.parametrize("summed", [True, False])
+@pytest.mark.parametrize("degree", [1, 3])
 @pytest.mark.parametrize("name", NAMES)
-def test_layer_passes_gradcheck(name: str) -> None:
-    layer = lively_layer(name, outputs=2).double()
-    names, parameters = zip(*layer.named_parameters(), strict=True)
+def test_layer_passes_gradcheck(name: str, degree: int, summed: bool) -> None:
+    module = Functions(lively_layer(name, degree=degree, outputs=2).double(), summed)
+    names, parameters = zip(*module.named_parameters(), strict=True)
     x = torch.randn(4, 3, dtype=torch.float64, generator=stream(4)).requires_grad_()
 
     def outputs(x: Tensor, *values: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), x)
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), x)
 
-    assert {"coef", "w_base", "w_spline"} | ({"log_bandwidth"} if name in BUMPS else set()) == set(names)
+    learnt = {"coef", "w_base", "w_spline"} | ({"log_bandwidth"} if name in BUMPS else set())
+    assert {f"layer.{parameter}" for parameter in learnt} == set(names)
     assert torch.autograd.gradcheck(outputs, (x, *parameters))
 
 
@@ -318,3 +336,406 @@ def test_every_activation_and_basis_trains(name: str, activation: str) -> None:
     if activation == "none":
         assert layer.w_base.grad is not None
         assert (layer.w_base.grad == 0).all()
+
+
+Results = dict[str, Array]
+"""Values and, by name, gradients."""
+
+TERMS = "log_bandwidth, by input"
+"""Gradient of each input's bandwidth, if each had its own: they may nearly cancel in their sum."""
+
+
+def slow_results(layer: UnivariateFunctions, x: Tensor, grad: Tensor) -> Results:
+    """All of a layer by the plain basis, autograd and sums over whole tensors, in float64."""
+    slow = copy.deepcopy(layer).double()
+    x = x.detach().double().requires_grad_()
+    eta = None
+    if slow.family.basis.has_bandwidth:
+        eta = slow.log_bandwidth.exp().expand(*x.shape, 1)
+        if eta.requires_grad:
+            eta.retain_grad()
+    basis = slow.family.basis.evaluate(x, slow.grid, slow.family.degree, eta)
+    functions = torch.einsum("nik,iko,io->nio", basis, slow.coef, slow.w_spline)
+    functions = functions + slow.family.activation(x).unsqueeze(-1) * slow.w_base
+    out = functions.sum(1) if grad.ndim == 2 else functions
+    (out * grad.double()).sum().backward()
+    terms = {} if eta is None or eta.grad is None else {TERMS: (eta.grad * eta).detach().numpy()}
+    return collect(slow, x, out) | terms
+
+
+def results(layer: UnivariateFunctions, x: Tensor, grad: Tensor) -> Results:
+    """The same by the layer itself: summed if the gradient is (N, O), each function by itself if (N, I, O)."""
+    layer.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    out = layer(x) if grad.ndim == 2 else layer.functions(x)
+    out.backward(grad)
+    return collect(layer, x, out)
+
+
+def collect(layer: UnivariateFunctions, x: Tensor, out: Tensor) -> Results:
+    tensors = {"values": out.detach(), "x": x.grad} | {name: p.grad for name, p in layer.named_parameters()}
+    # without an activation nothing may have reached w_base
+    return {name: t.double().numpy().copy() for name, t in tensors.items() if t is not None}
+
+
+def check_results(found: Results, expected: Results, tolerance: float) -> None:
+    """Equal to the slow path's, within a share of the largest entry of each, or of the sum behind a bandwidth's."""
+    names = expected.keys() - {TERMS}
+    assert found.keys() >= names
+    assert all(np.abs(found[name]).max(initial=0) == 0 for name in found.keys() - names)
+    for name in names:
+        scale = np.abs(expected[TERMS]).sum() if name == "log_bandwidth" else np.abs(expected[name]).max(initial=0)
+        assert found[name].shape == expected[name].shape
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+def some_inputs(rows: int = 200, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Inputs of the three of a lively layer, some outside its grids."""
+    return 2 * torch.randn(rows, 3, dtype=dtype, generator=stream(30))
+
+
+def gradient(layer: UnivariateFunctions, x: Tensor, summed: bool = True) -> Tensor:
+    shape = (len(x), layer.num_outputs) if summed else (len(x), layer.num_inputs, layer.num_outputs)
+    return torch.randn(shape, dtype=x.dtype, generator=stream(31))
+
+
+ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("summed", [True, False])
+@pytest.mark.parametrize(
+    ("degree", "activation"),
+    [(1, "silu"), (2, "tanh"), (3, "silu"), (3, "none"), (3, "relu"), (4, "gelu"), (5, "celu")],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_are_the_slow_path(name: str, degree: int, activation: str, summed: bool, dtype: torch.dtype) -> None:
+    layer = lively_layer(name, activation, degree).to(dtype)
+    x = some_inputs(dtype=dtype)
+    grad = gradient(layer, x, summed)
+    check_results(results(layer, x, grad), slow_results(layer, x, grad), ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("summed", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_kernels_are_the_slow_path(name: str, summed: bool) -> None:
+    require_compiler()
+    layer = lively_layer(name)
+    layer.family = dataclasses.replace(layer.family, compiled=True)
+    for rows in (200, 77):
+        x = some_inputs(rows)
+        grad = gradient(layer, x, summed)
+        check_results(results(layer, x, grad), slow_results(layer, x, grad), ROUNDING[torch.float32])
+
+
+def test_compiled_kernels_in_chunks_without_some_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_compiler()
+    monkeypatch.setattr(univariate, "CHUNK", 30 * 25)  # 25 rows of 3 x 10 features at a time
+    layer = lively_layer("B-spline")
+    layer.family = dataclasses.replace(layer.family, compiled=True)
+    x = some_inputs(130)
+    grad = gradient(layer, x)
+    grad[torch.rand(130, generator=stream(32)) < 0.5] = 0
+    check_results(results(layer, x, grad), slow_results(layer, x, grad), ROUNDING[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("rows", [1, 7, 64, 200, 1000])
+@pytest.mark.parametrize("name", NAMES)
+def test_chunks_change_nothing(name: str, rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = lively_layer(name).to(dtype)
+    x = some_inputs(dtype=dtype)
+    grad = gradient(layer, x)
+    expected = slow_results(layer, x, grad)
+    check_results(results(layer, x, grad), expected, ROUNDING[dtype])
+    features = layer.num_inputs * (layer.coef.shape[1] + 1)
+    for numbers_at_a_time in (rows * features, (rows + 1) * features - 1):
+        monkeypatch.setattr(univariate, "CHUNK", numbers_at_a_time)
+        check_results(results(layer, x, grad), expected, ROUNDING[dtype])
+    monkeypatch.setattr(univariate, "CHUNK", 1)  # less than a row: a row at a time
+    check_results(results(layer, x, grad), expected, ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("chunk", [univariate.CHUNK, 200])
+@pytest.mark.parametrize("kept", ["none", "the first", "the last", "some", "all", "one output of each"])
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_without_gradient_cost_and_change_nothing(
+    name: str, kept: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[Tensor] = []
+
+    def backward(x: Tensor, *others: Any) -> Any:
+        computed.append(x)
+        return features_backward(x, *others)
+
+    layer = lively_layer(name).double()
+    x = some_inputs(dtype=torch.float64)
+    dense = gradient(layer, x)
+    mask = torch.zeros_like(dense)
+    if kept == "one output of each":
+        mask[torch.arange(200), torch.randint(4, (200,), generator=stream(32))] = 1
+    else:
+        some = torch.rand(200, generator=stream(33)) < 0.2
+        rows = {"none": slice(0), "the first": slice(1), "the last": slice(199, 200), "some": some, "all": slice(200)}
+        mask[rows[kept]] = 1
+    expected = slow_results(layer, x, dense * mask)
+    monkeypatch.setattr(univariate, "features_backward", backward)
+    monkeypatch.setattr(univariate, "CHUNK", chunk)
+    check_results(results(layer, x, dense * mask), expected, ROUNDING[torch.float64])
+    # not a row more is computed, and each row once
+    assert torch.equal(torch.cat([x[:0], *computed]), x[mask.any(1)])
+
+
+def test_a_gradient_that_is_not_a_number_is_not_lost() -> None:
+    layer = lively_layer("B-spline")
+    x = some_inputs(20)
+    grad = torch.zeros(20, 4)
+    grad[3, 1] = torch.nan
+    found = results(layer, x, grad)
+    assert np.isnan(found["x"][3]).all()
+    assert not np.isnan(np.delete(found["x"], 3, 0)).any()
+    assert np.isnan(found["coef"][..., 1]).all()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+@pytest.mark.parametrize("summed", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_fewest_rows(name: str, summed: bool, rows: int) -> None:
+    layer = lively_layer(name)
+    x = some_inputs(rows)
+    grad = gradient(layer, x, summed)
+    found = results(layer, x, grad)
+    assert found["values"].shape == grad.shape
+    check_results(found, slow_results(layer, x, grad), ROUNDING[torch.float32])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_latents_without_gradient_change_no_parameters_gradient(name: str) -> None:
+    layer = lively_layer(name).double()
+    for trainable in (True, False):  # without a bandwidth to learn, a backward pass needs no slopes
+        if name in BUMPS and not trainable:
+            layer.log_bandwidth.requires_grad_(False)
+        x = some_inputs(dtype=torch.float64)
+        grad = gradient(layer, x)
+        expected = slow_results(layer, x, grad)
+        layer.zero_grad()
+        layer(x).backward(grad)
+        for key, parameter in layer.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None
+                scale = np.abs(expected[key]).max()
+                np.testing.assert_allclose(parameter.grad.numpy(), expected[key], atol=1e-12 * scale)
+
+
+def test_inputs_of_any_strides_are_the_same() -> None:
+    layer = lively_layer("B-spline")
+    x = some_inputs()
+    grad = gradient(layer, x)
+    wide = torch.zeros(200, 6)
+    wide[:, ::2] = x
+    check_results(results(layer, wide[:, ::2], grad.T.contiguous().T), slow_results(layer, x, grad), 1e-5)
+    grad = grad[:, :1].expand(-1, 4)
+    check_results(results(layer, x.T.contiguous().T, grad), slow_results(layer, x, grad), 1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_are_not_kept(name: str) -> None:
+    """K + 1 features of each input would be ten times the inputs, here."""
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    layer, x = lively_layer(name), some_inputs(5000).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(x)
+    distinct = {tensor.data_ptr(): tensor.numel() for tensor in kept}
+    # the inputs, for the kernels and for the activation; what it makes of them; the rest does not grow with them
+    assert sum(distinct.values()) <= 2 * x.numel() + 4 * layer.coef.numel()
+
+
+@pytest.mark.parametrize("by", ["backward", "grad"])
+@pytest.mark.parametrize("summed", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_derivative_is_an_error(name: str, summed: bool, by: str) -> None:
+    """And never a wrong number, as it would be of the base activation alone."""
+
+    def differentiate_twice(wanted: Tensor) -> None:
+        out = layer(x) if summed else layer.functions(x)
+        (first,) = torch.autograd.grad(out.square().sum(), wanted, create_graph=True)
+        if by == "backward":
+            first.square().sum().backward()
+        else:
+            torch.autograd.grad(first.square().sum(), wanted)
+
+    layer, x = lively_layer(name), some_inputs(20).requires_grad_()
+    for wanted in (x, *layer.parameters()):
+        with pytest.raises(RuntimeError):
+            differentiate_twice(wanted)
+
+
+def half_precision_bounds(layer: UnivariateFunctions, x: Tensor, grad: Tensor) -> Results:
+    """How far bfloat16 products may be off: every factor and every result is rounded once.
+
+    Rounding to bfloat16's 8 bits changes a number by a share of 2^-8 at most. A product of two rounded factors,
+    summed in more bits and rounded again, is off by at most 3 such shares (and their squares) of the sum of its
+    terms' absolute values; a gradient of x takes one such product and then goes on in float32. That sum is found by
+    the slow path, with absolute values in place of numbers.
+    """
+    slow = copy.deepcopy(layer).double()
+    x = x.double().requires_grad_()
+    eta = slow.bandwidth
+    basis = slow.family.basis.evaluate(x, slow.grid, slow.family.degree, eta)
+    slope = torch.stack([torch.autograd.grad(basis[..., m].sum(), x, retain_graph=True)[0]
+                         for m in range(basis.shape[2])], -1).abs()  # fmt: skip
+    base = slow.family.activation(x)
+    (base_slope,) = torch.autograd.grad(base.sum(), x, retain_graph=True)
+    with torch.no_grad():
+        grad = grad.double().abs()
+        basis, base, base_slope, weight = basis.abs(), base.abs(), base_slope.abs(), slow.weight().abs()
+        features = torch.cat((basis, base.unsqueeze(-1)), -1)
+        grad_features = torch.einsum("no,iko->nik", grad, weight)
+        grad_weight = torch.einsum("nik,no->iko", features, grad)
+        bounds = {
+            "values": torch.einsum("nik,iko->no", features, weight),
+            "x": (grad_features[..., :-1] * slope).sum(-1) + grad_features[..., -1] * base_slope,
+            "coef": grad_weight[:, :-1] * slow.w_spline.abs().unsqueeze(1),
+            "w_spline": (grad_weight[:, :-1] * slow.coef.abs()).sum(1),
+            "w_base": grad_weight[:, -1],
+        }
+        if eta is not None:  # dB/d(log eta) = -(x - t) dB/dx
+            distance = (x.unsqueeze(-1) - slow.grid).abs()
+            bounds["log_bandwidth"] = (grad_features[..., :-1] * slope * distance).sum()
+    return {name: bound.numpy() for name, bound in bounds.items()}
+
+
+@pytest.mark.parametrize("chunk", [univariate.CHUNK, 1000])
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_is_off_by_its_rounding(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(univariate, "CHUNK", chunk)
+    layer = lively_layer(name)
+    layer.family = dataclasses.replace(layer.family, precision=torch.bfloat16)
+    check_half_precision(layer)
+
+
+@pytest.mark.parametrize("name", ["B-spline", "RBF"])
+def test_compiled_bfloat16_is_off_by_its_rounding(name: str) -> None:
+    require_compiler()
+    layer = lively_layer(name)
+    layer.family = dataclasses.replace(layer.family, precision=torch.bfloat16, compiled=True)
+    check_half_precision(layer)
+
+
+def check_half_precision(layer: UnivariateFunctions) -> None:
+    x = some_inputs()
+    grad = gradient(layer, x)
+    grad[::3] = 0
+    assert layer(x).dtype == torch.float32
+    found, expected, bounds = (
+        results(layer, x, grad),
+        slow_results(layer, x, grad),
+        half_precision_bounds(layer, x, grad),
+    )
+    assert found.keys() == expected.keys() - {TERMS} == bounds.keys()
+    for key, bound in bounds.items():
+        error = np.abs(found[key] - expected[key])
+        assert (error <= 3.1 * 2**-8 * bound + 1e-5 * bound.max()).all(), key
+        assert error.max() > 1e-5 * np.abs(expected[key]).max(), f"{key}: more exact than bfloat16 can be"
+    assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.dtype == torch.float32
+               for p in layer.parameters())  # fmt: skip
+
+
+def test_bfloat16_chunks_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 a sum of equal terms stops growing at the 256th: here 2,000 are added, a row at a time."""
+    monkeypatch.setattr(univariate, "CHUNK", 1)
+    layer = lively_layer("B-spline", "sigmoid")
+    layer.family = dataclasses.replace(layer.family, precision=torch.bfloat16)
+    x, grad = some_inputs(2000), torch.ones(2000, 4)
+    found, expected, bounds = (f(layer, x, grad)["w_base"] for f in (results, slow_results, half_precision_bounds))
+    assert (np.abs(found - expected) <= 3.1 * 2**-8 * bounds).all()
+
+
+def test_bfloat16_leaves_float64_and_single_functions_alone() -> None:
+    exact, layer = lively_layer("B-spline"), lively_layer("B-spline")
+    layer.family = dataclasses.replace(layer.family, precision=torch.bfloat16)
+    x = some_inputs()
+    assert torch.equal(layer.functions(x), exact.functions(x))
+    assert torch.equal(layer.double()(x.double()), exact.double()(x.double()))
+
+
+def knots_are_the_grids(layer: UnivariateFunctions) -> bool:
+    knots = layer.knots()
+    return torch.equal(knots.grid[:, :-1], layer.grid)
+
+
+def moved(layer: UnivariateFunctions) -> UnivariateFunctions:
+    other = copy.deepcopy(layer)
+    other.update_grid(1 + 3 * torch.rand(100, 3, generator=stream(34)))
+    assert not torch.equal(other.grid, layer.grid)
+    return other
+
+
+GRID_CHANGES: dict[str, Callable[[UnivariateFunctions], object]] = {
+    "update_grid": lambda layer: layer.update_grid(torch.rand(100, 3, generator=stream(35))),
+    "load_state_dict": lambda layer: layer.load_state_dict(moved(layer).state_dict()),
+    "load_state_dict, assigned": lambda layer: layer.load_state_dict(moved(layer).state_dict(), assign=True),
+    "copy_": lambda layer: layer.grid.copy_(moved(layer).grid),
+    "one knot": lambda layer: layer.grid[1].add_(0.5),
+    "double": lambda layer: layer.double(),
+    "double and back": lambda layer: layer.double().float(),
+}
+
+
+@pytest.mark.parametrize("change", GRID_CHANGES)
+@pytest.mark.parametrize("name", NAMES)
+def test_knots_follow_the_grid(name: str, change: str) -> None:
+    layer = lively_layer(name)
+    x = some_inputs()
+    layer(x)
+    before = layer.knots()
+    assert layer.knots() is before  # kept while nothing changes
+    GRID_CHANGES[change](layer)
+    assert knots_are_the_grids(layer)
+    x = x.to(layer.grid.dtype)
+    grad = gradient(layer, x)
+    check_results(results(layer, x, grad), slow_results(layer, x, grad), ROUNDING[x.dtype])
+
+
+def test_knots_are_prepared_once() -> None:
+    layer = lively_layer("B-spline")
+    first = layer.knots()
+    for _ in range(3):
+        results(layer, some_inputs(), torch.ones(200, 4))
+        layer.functions(some_inputs())
+    assert layer.knots() is first
+
+
+def test_knots_of_inference_serve_training() -> None:
+    layer = lively_layer("RBF")
+    x = some_inputs()
+    with torch.inference_mode():
+        values = layer(x)
+    assert isinstance(layer.knots(), Knots)
+    grad = gradient(layer, x)
+    found = results(layer, x, grad)
+    np.testing.assert_array_equal(found["values"], values.double().numpy())
+    check_results(found, slow_results(layer, x, grad), ROUNDING[torch.float32])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layer_can_be_copied_and_saved(name: str) -> None:
+    layer = lively_layer(name)
+    x = some_inputs()
+    values = layer(x).detach()
+    layer.functions(x).sum().backward()
+    other = copy.deepcopy(layer)
+    other.update_grid(torch.rand(100, 3, generator=stream(36)))
+    assert knots_are_the_grids(other)
+    # neither follows the other
+    assert torch.equal(layer(x), values)
+    assert not torch.equal(other(x), values)
+    torch.save(layer.state_dict(), file := io.BytesIO())
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(other(x), values)

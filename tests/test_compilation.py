@@ -1,0 +1,152 @@
+"""Compiled kernels are the plain ones; where nothing can be compiled, all says so and works without."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lvkam.compilation import compiled, compiler_problem
+from lvkam.config import ConfigError
+from lvkam.experiment import STEPS_THAT_REPAY, build_model, choose_compilation, compilation_plan
+from lvkam.univariate import UnivariateFunctions
+from tests.conftest import REPOSITORY, small_config, small_overrides, stream
+
+# torch's compiler looks at this attribute and hides the warning, which fails where warnings are errors
+quiet_compiler = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+"""For tests that compile a function of which something is differentiated."""
+
+
+def require_compiler() -> None:
+    """Skip the test, with the reason, where nothing can be compiled."""
+    with warnings.catch_warnings():
+        # torch 2.13 warns of its own code when its compiler is first imported
+        warnings.filterwarnings("ignore", "`torch.jit.script_method` is deprecated", DeprecationWarning)
+        problem = compiler_problem()
+    if problem is not None:
+        pytest.skip(f"nothing can be compiled here: {problem}")
+
+
+def without_compiler(folder: Path, cxx: str = "/nowhere/c++") -> dict[str, str]:
+    """Environment of a process whose C++ compiler is the given one, and that finds nothing compiled before."""
+    # a cache elsewhere would serve what another process compiled
+    cache = str(folder / "cache")
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CXX": cxx, "TORCHINDUCTOR_CACHE_DIR": cache}
+
+
+def bend(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    z = torch.exp(-x.square()) * y
+    return z.sum(-1), z.tanh() + x
+
+
+def test_a_compiled_function_is_the_function() -> None:
+    require_compiler()
+    assert compiled(bend) is compiled(bend)
+    fast: Callable[..., tuple[Tensor, Tensor]] = compiled(bend)
+    for rows in (7, 1, 30):  # sizes may vary; one of 1 is compiled for itself
+        x, y = torch.randn(2, rows, 5, generator=stream(0)).unbind(0)
+        for found, expected in zip(fast(x, y), bend(x, y), strict=True):
+            np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=2e-6)
+        x.requires_grad_()
+        found, expected = (torch.autograd.grad(f(x, y)[1].sum(), x)[0] for f in (fast, bend))
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=2e-6)
+
+
+def test_a_problem_is_none_or_one_line() -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script_method` is deprecated", DeprecationWarning)
+        problem = compiler_problem()
+    assert problem is None or (len(problem.splitlines()) == 1 and problem == problem.strip() != "")
+
+
+PROGRAM = """
+import json, sys, warnings
+import torch
+from lvkam.compilation import compiler_problem
+from lvkam.config import parse_config
+from lvkam.experiment import build_model
+from lvkam.prior import MixturePrior
+
+config = parse_config("", "test", json.loads(sys.argv[1]))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    model = build_model(config, 9, compile=True)
+model.generator(torch.rand(5, 4)).sum().backward()
+told = {
+    "problem": compiler_problem(),
+    "warnings": [str(w.message) for w in caught if w.category is UserWarning],
+    "compiled": [layer.family.compiled for part in (model.prior, model.generator) for layer in part.layers],
+    "gradient": sum(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.generator.parameters()),
+    "sample": list(model.sample(3, torch.Generator().manual_seed(0)).shape),
+}
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.parametrize("kind", ["missing", "failing"])
+def test_a_model_works_without_a_compiler(kind: str, tmp_path: Path) -> None:
+    program = tmp_path / "c++"
+    if kind == "failing":  # it is there and has a version, but compiles nothing
+        program.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "g++ 1.0" && exit 0\nexit 1\n')
+        program.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(small_overrides())],
+        cwd=REPOSITORY, env=without_compiler(tmp_path, str(program)), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    problem = told["problem"]
+    assert len(problem.splitlines()) == 1
+    assert {"missing": str(program), "failing": "C++ compile error"}[kind] in problem
+    assert told["warnings"] == [f"kernels are not compiled: {problem}"]
+    assert told["compiled"] == [False] * 3
+    assert told["gradient"] == 6  # coef, w_base and w_spline of two layers
+    assert told["sample"] == [3, 9]
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_a_model_is_compiled_when_asked(compile: bool) -> None:
+    if compile:
+        require_compiler()
+    model = build_model(small_config("TRAINING.compile=false"), 9, compile=compile)
+    layers = [layer for layer in model.modules() if isinstance(layer, UnivariateFunctions)]
+    assert [layer.family.compiled for layer in layers] == [compile] * 3
+
+
+def test_a_training_is_compiled_when_that_is_repaid() -> None:
+    # 200 images in batches of 25 are 8 steps, the last batch of 7 images in 30 counts too
+    enough = -(-STEPS_THAT_REPAY // 8)
+    assert compilation_plan(small_config(f"TRAINING.N_epochs={enough}")) is None
+    few = small_config(f"TRAINING.N_epochs={enough - 1}")
+    assert compilation_plan(few) == f"{8 * (enough - 1)} steps would not repay it"
+    assert compilation_plan(small_config("TRAINING.N_epochs=3", "TRAINING.batch_size=30")) == (
+        "21 steps would not repay it"
+    )
+    assert compilation_plan(small_config("TRAINING.compile=true")) is None
+    long = small_config(f"TRAINING.N_epochs={enough}", "TRAINING.compile=false")
+    assert compilation_plan(long) == "compile = false"
+
+
+def test_a_training_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lvkam.experiment.compiler_problem", lambda kind: f"nothing for {kind}")
+    cpu = torch.device("cpu")
+    with pytest.raises(ConfigError) as caught:
+        choose_compilation(small_config("TRAINING.compile=true"), cpu)
+    assert caught.value.problems == (
+        "test: [TRAINING] compile = true: must be auto or false: no compiler works here (nothing for cpu)",
+    )
+    long = small_config(f"TRAINING.N_epochs={STEPS_THAT_REPAY}")
+    assert choose_compilation(long, cpu) == "no compiler works here (nothing for cpu)"
+    assert choose_compilation(small_config("TRAINING.compile=false"), cpu) == "compile = false"
+    monkeypatch.setattr("lvkam.experiment.compiler_problem", lambda kind: None)
+    assert choose_compilation(long, cpu) is None
+    assert choose_compilation(small_config("TRAINING.compile=true"), cpu) is None
