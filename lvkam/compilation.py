@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 RECOMPILE_LIMIT = 64
 """Variants of one kernel (bases, degrees, grid sizes, a batch of one) in a process; more is an error, not a
@@ -26,7 +23,7 @@ _OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
 
 
 @functools.cache
-def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel, compiled when first called, for sizes that may vary from call to call."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     return torch.compile(function, dynamic=True, fullgraph=True, options=_OPTIONS)
@@ -35,8 +32,11 @@ def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
 @functools.cache
 def compiler_problem(device_type: str = "cpu") -> str | None:
     """Why nothing can be compiled for a kind of device, in one line, or None: found by compiling something."""
+    if torch._dynamo.config.disable:
+        return "TORCHDYNAMO_DISABLE is set"
     try:
         torch.compile(lambda x: x.exp() + 1, fullgraph=True)(torch.zeros(17, device=device_type))
-    except RuntimeError as error:  # no compiler, no headers, no toolchain for the device: all are of this kind
-        return next(line.strip() for line in str(error).splitlines() if line.strip())
+    except (RuntimeError, OSError) as error:  # no compiler, no headers, no folder for its files, ...
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return " ".join(lines[:2]) or type(error).__name__
     return None

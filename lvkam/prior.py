@@ -88,8 +88,10 @@ def _mixture_log_density(energies: Tensor, log_weights: Tensor, log_reference: T
 class _Quadrature(NamedTuple):
     """Nodes, and what else changes only with the grid and the range."""
 
-    key: object
-    """State of the grid, and range."""
+    grid: Tensor
+    """The first layer's."""
+    key: tuple[float, ...]
+    """The grid's version, and the range."""
     nodes: Tensor
     """(Q, n)."""
     log_reference: Tensor
@@ -278,16 +280,16 @@ class MixturePrior(nn.Module):
     def _place_quadrature(self, low: float, high: float) -> _Quadrature:
         """Nodes in [low, high] with their features, kept as long as neither grid nor range changes."""
         layer, grid = self._layer(0), self._layer(0).grid
-        key = (grid.data_ptr(), grid._version, grid.dtype, low, high)
-        if self._quadrature is None or self._quadrature.key != key:
+        kept, key = self._quadrature, (grid._version, low, high)
+        if kept is None or kept.grid is not grid or kept.key != key:
             with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
                 nodes = self._place_nodes(low, high)
                 log_reference = self.reference.log_prob(nodes).unsqueeze(1)
                 features = None
                 if layer.bandwidth is None:
                     features = layer.features(nodes.T).transpose(0, 1).contiguous()
-                self._quadrature = _Quadrature(key, nodes, log_reference, features)
-        return self._quadrature
+                kept = self._quadrature = _Quadrature(grid, key, nodes, log_reference, features)
+        return kept
 
     def _node_features(self, nodes: Tensor) -> Tensor:
         """The first layer's features: (Q, n) -> (Q, n, K+1)."""

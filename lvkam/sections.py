@@ -213,7 +213,7 @@ class TrainingConfig(Section):
         "auto", "compiled kernels; auto: in runs long enough to repay it, if a compiler works"
     )
     precision: Literal["fp32", "bf16"] = _key(
-        "fp32", "precision of the generator's matrix products; results are summed in fp32"
+        "fp32", "precision of the generator's matrix products; parameters stay fp32"
     )
     checkpoint_every: int = _count(1, 1, LARGEST_COUNT, "epochs between checkpoints")
     checkpoint_minutes: float = _real(10.0, POSITIVE, "minutes between checkpoints within an epoch")

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from lvkam.compilation import compiled
 from lvkam.splines import (
@@ -92,6 +91,11 @@ def _plain(tensor: Any) -> Any:
     return None if tensor is None else tensor.detach().contiguous()
 
 
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():  # so it is in a backward pass that is to be differentiated itself
+        raise RuntimeError("layers of univariate functions can be differentiated once only")
+
+
 class _Features(torch.autograd.Function):
     """F(x), (N, I, K+1), keeping nothing but its arguments."""
 
@@ -105,8 +109,8 @@ class _Features(torch.autograd.Function):
         return family.kernel(features, len(x))(x, base, knots, bandwidth, family.basis, x.dtype)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         x, base, bandwidth = map(_plain, ctx.saved_tensors)
         kernel = ctx.family.kernel(features_backward, len(x))
         _, *gradients = kernel(x, base, ctx.knots, bandwidth, ctx.family.basis, grad_outputs[0].contiguous())
@@ -139,8 +143,8 @@ class _SummedFunctions(torch.autograd.Function):
         return out.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         x, base, bandwidth, matrix = map(_plain, ctx.saved_tensors)
         family, basis, knots, grad = ctx.family, ctx.family.basis, ctx.knots, grad_outputs[0]
         grad_x, grad_base = torch.zeros_like(x), torch.zeros_like(base)
@@ -190,8 +194,8 @@ class _Weight(torch.autograd.Function):
         return family.kernel(_weight)(_plain(coef), _plain(w_spline), _plain(w_base))
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         kernel = ctx.family.kernel(_weight_backward)
         return *kernel(*map(_plain, ctx.saved_tensors), grad_outputs[0].contiguous()), None
 
@@ -214,7 +218,7 @@ class UnivariateFunctions(nn.Module):
     def __init__(self, num_inputs: int, num_outputs: int, family: FunctionFamily, rng: torch.Generator):
         super().__init__()
         self.num_inputs, self.num_outputs, self.family = num_inputs, num_outputs, family
-        self._knots: tuple[object, Knots] | None = None  # with the state of the grid that they are of
+        self._knots: tuple[Tensor, int, Knots] | None = None  # with the grid that they are of, and its version
         knots = uniform_knots(num_inputs, family.grid_size, family.grid_range)
         self.register_buffer("grid", extend_grid(knots, family.degree).float())
         if family.basis.has_bandwidth:
@@ -247,11 +251,11 @@ class UnivariateFunctions(nn.Module):
 
     def knots(self) -> Knots:
         """The grid, prepared; made anew when it has changed."""
-        key = (self.grid.data_ptr(), self.grid._version, self.grid.dtype, self.grid.device)
-        if self._knots is None or self._knots[0] != key:
+        kept = self._knots
+        if kept is None or kept[0] is not self.grid or kept[1] != self.grid._version:
             with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
-                self._knots = (key, prepare_knots(self.grid, self.family.degree))
-        return self._knots[1]
+                kept = self._knots = (self.grid, self.grid._version, prepare_knots(self.grid, self.family.degree))
+        return kept[2]
 
     def features(self, x: Tensor) -> Tensor:
         """Basis functions and base activation of each input: (N, I) -> (N, I, K+1), differentiable once."""

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,17 +20,10 @@ from lvkam.experiment import STEPS_THAT_REPAY, build_model, choose_compilation, 
 from lvkam.univariate import UnivariateFunctions
 from tests.conftest import REPOSITORY, small_config, small_overrides, stream
 
-# torch's compiler looks at this attribute and hides the warning, which fails where warnings are errors
-quiet_compiler = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-"""For tests that compile a function of which something is differentiated."""
-
 
 def require_compiler() -> None:
     """Skip the test, with the reason, where nothing can be compiled."""
-    with warnings.catch_warnings():
-        # torch 2.13 warns of its own code when its compiler is first imported
-        warnings.filterwarnings("ignore", "`torch.jit.script_method` is deprecated", DeprecationWarning)
-        problem = compiler_problem()
+    problem = compiler_problem()
     if problem is not None:
         pytest.skip(f"nothing can be compiled here: {problem}")
 
@@ -62,9 +54,7 @@ def test_a_compiled_function_is_the_function() -> None:
 
 
 def test_a_problem_is_none_or_one_line() -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit.script_method` is deprecated", DeprecationWarning)
-        problem = compiler_problem()
+    problem = compiler_problem()
     assert problem is None or (len(problem.splitlines()) == 1 and problem == problem.strip() != "")
 
 

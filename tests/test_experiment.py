@@ -36,7 +36,7 @@ from lvkam.splines import BASES
 from lvkam.training import random_stream
 from lvkam.univariate import ACTIVATIONS, UnivariateFunctions
 from tests.conftest import REPOSITORY, h5_arrays, small_config, stream
-from tests.test_compilation import quiet_compiler, require_compiler
+from tests.test_compilation import require_compiler
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +284,6 @@ def compiled_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[s
     return folder, told_run(folder, "TRAINING.compile=true")
 
 
-@quiet_compiler
 def test_a_compiled_run_is_the_plain_one(compiled_run: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder, said = compiled_run
     plain = told_run(tmp_path / "plain", "TRAINING.compile=false")
@@ -301,7 +300,6 @@ def test_a_compiled_run_is_the_plain_one(compiled_run: tuple[Path, list[str]], t
     np.testing.assert_allclose(losses[:8], expected[:8], rtol=1e-5)
 
 
-@quiet_compiler
 def test_a_compiled_run_has_the_same_bits_again(
     compiled_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,7 +317,6 @@ def test_a_compiled_run_has_the_same_bits_again(
     assert describe_run(small_config())["kernels"] == "not compiled: 16 steps would not repay it"
 
 
-@quiet_compiler
 def test_a_compiled_runs_checkpoint_serves_with_and_without_a_compiler(compiled_run: tuple[Path, list[str]]) -> None:
     folder, _ = compiled_run
     images = h5_arrays(folder / "generated_images.h5")["samples"]
@@ -333,7 +330,6 @@ def test_a_compiled_runs_checkpoint_serves_with_and_without_a_compiler(compiled_
             np.testing.assert_allclose(drawn, images, atol=1e-4)
 
 
-@quiet_compiler
 @pytest.mark.parametrize("compile", ["false", "true"])
 def test_bf16_trains(compile: str, tmp_path: Path) -> None:
     if compile == "true":

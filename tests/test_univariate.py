@@ -422,7 +422,7 @@ def test_compiled_kernels_are_the_slow_path(name: str, summed: bool) -> None:
     require_compiler()
     layer = lively_layer(name)
     layer.family = dataclasses.replace(layer.family, compiled=True)
-    for rows in (200, 77):
+    for rows in (200, 77, 1):
         x = some_inputs(rows)
         grad = gradient(layer, x, summed)
         check_results(results(layer, x, grad), slow_results(layer, x, grad), ROUNDING[torch.float32])
