@@ -1,7 +1,7 @@
 """What the benchmarks share: interleaved timing, peak memory, and results as text, CSV and picture.
 
-Machines are noisy and drift. Candidates are therefore timed in turn, round after round; medians are quoted, with
-quartiles beside them, and ratios are medians of the ratios within a round.
+Machines are noisy and drift. Candidates are therefore timed in turn, round after round, each after a call that is not
+timed; medians are quoted, with quartiles beside them, and ratios are medians of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def interleave(
         if done >= 3 and time.perf_counter() - began > longest:
             break
         for name, call in candidates.items():
+            call()  # so that the caches hold what they would hold in a loop of this candidate
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)

@@ -184,12 +184,14 @@ def _b_spline_with_slope(x: Tensor, knots: Knots, bandwidth: Tensor | None) -> t
         return [tensor[:, j : j + lanes] for j in range(count)]
 
     distance = [x.unsqueeze(-1) - t for t in shifted(grid, degree + 2)]
-    not_left = [(d >= 0).to(x.dtype) for d in distance]
-    lower, basis = [], [a - b for a, b in pairwise(not_left)]
-    for span in spans:
+    lower, basis = [], [((a >= 0) & (b < 0)).to(x.dtype) for a, b in pairwise(distance)]
+    for d, span in enumerate(spans):
         weight = [d * s for d, s in zip(distance, shifted(span, len(basis)), strict=False)]
         lower = basis
-        basis = [w * a + (1 - v) * b for (w, v), (a, b) in zip(pairwise(weight), pairwise(lower), strict=True)]
+        if d == 0:  # hats take fewer operations than two indicators with their weights
+            basis = [torch.minimum(w, 1 - v).clamp(min=0) for w, v in pairwise(weight)]
+        else:
+            basis = [w * a + (1 - v) * b for (w, v), (a, b) in zip(pairwise(weight), pairwise(lower), strict=True)]
     left, right = shifted(spans[-1], 2)
     return basis[0], degree * (lower[0] * left - lower[1] * right)
 

@@ -52,6 +52,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """The functions b, by their names in the INI file."""
 
 
+CHUNK = 2**21
+"""Features computed at a time, in numbers: they stay in the processor's cache, and memory is bounded."""
+
+
 @dataclass(frozen=True)
 class FunctionFamily:
     """What all functions of a layer have in common; the defaults are the INI file's."""
@@ -77,13 +81,13 @@ class FunctionFamily:
         """The function, compiled or as it is; a single point would need a compilation of its own."""
         return compiled(function) if self.compiled and num_points > 1 else function
 
+    def rows_at_a_time(self, num_features: int) -> int:
+        """How many rows of features are computed at a time; kernels that are not compiled need four times as much."""
+        return max(1, (CHUNK if self.compiled else CHUNK // 4) // num_features)
+
     def product_dtype(self, x: Tensor) -> torch.dtype:
         """In what a layer multiplies the features of x; float64 stays what it is."""
         return self.precision if x.dtype == torch.float32 else x.dtype
-
-
-CHUNK = 2**20
-"""Features computed at a time, in numbers: they stay in the processor's cache, and memory is bounded."""
 
 
 def _plain(tensor: Any) -> Any:
@@ -135,25 +139,24 @@ class _SummedFunctions(torch.autograd.Function):
         x, base, bandwidth = _plain(x), _plain(base), _plain(bandwidth)
         dtype = family.product_dtype(x)
         matrix = matrix.to(dtype)
-        rows = max(1, CHUNK // len(matrix))
+        rows = family.rows_at_a_time(len(matrix))
         out = matrix.new_empty(len(x), matrix.shape[1])
         for x_, base_, out_ in zip(x.split(rows), base.split(rows), out.split(rows), strict=True):
-            values = family.kernel(features, len(x_))(x_, base_, knots, bandwidth, family.basis, dtype)
-            torch.mm(values.flatten(1), matrix, out=out_)
+            kernel = family.kernel(features, len(x_))
+            torch.mm(kernel(x_, base_, knots, bandwidth, family.basis, dtype).flatten(1), matrix, out=out_)
         return out.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
         x, base, bandwidth, matrix = map(_plain, ctx.saved_tensors)
-        family, basis, knots, grad = ctx.family, ctx.family.basis, ctx.knots, grad_outputs[0]
-        grad_x, grad_base = torch.zeros_like(x), torch.zeros_like(base)
+        family, basis, knots = ctx.family, ctx.family.basis, ctx.knots
+        grad_x, grad_base, grad_matrix = torch.zeros_like(x), torch.zeros_like(base), torch.zeros_like(matrix)
         grad_bandwidth = None if bandwidth is None else torch.zeros_like(bandwidth)
-        grad_matrix: Tensor | None = None
         dtype = family.product_dtype(x)
-        matrix, grad = matrix.to(dtype), grad.to(dtype)
-        # rows without gradient belong to samples that carry no weight: they cost nothing
-        for rows in grad.any(1).nonzero().squeeze(1).split(max(1, CHUNK // len(matrix))):
+        matrix, grad = matrix.to(dtype), grad_outputs[0].to(dtype)
+
+        def add(rows: Tensor) -> None:  # a function, so that each chunk's features are gone before the next one's
             x_, base_, grad_ = x[rows], base[rows], grad[rows]
             if any(ctx.needs_input_grad[:3]):
                 grad_features = (grad_ @ matrix.T).view(*x_.shape, len(matrix) // x.shape[1])
@@ -161,11 +164,17 @@ class _SummedFunctions(torch.autograd.Function):
                 values, for_x, for_base, for_bandwidth = kernel(x_, base_, knots, bandwidth, basis, grad_features)
                 grad_x[rows], grad_base[rows] = for_x, for_base
                 if grad_bandwidth is not None:
-                    grad_bandwidth += for_bandwidth
+                    grad_bandwidth.add_(for_bandwidth)
             else:  # latents carry no gradient
                 values = family.kernel(features, len(rows))(x_, base_, knots, bandwidth, basis, dtype)
-            product = values.flatten(1).T @ grad_
-            grad_matrix = product.to(x.dtype) if grad_matrix is None else grad_matrix.add_(product)
+            if dtype == grad_matrix.dtype:
+                grad_matrix.addmm_(values.flatten(1).T, grad_)
+            else:
+                grad_matrix.add_(values.flatten(1).T @ grad_)
+
+        # rows without gradient belong to samples that carry no weight: they cost nothing
+        for rows in grad.any(1).nonzero().squeeze(1).split(family.rows_at_a_time(len(matrix))):
+            add(rows)
         return grad_x, grad_base, grad_bandwidth, grad_matrix, None, None
 
 
