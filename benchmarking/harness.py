@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import csv
 import ctypes
+import functools
+import importlib.metadata
 import os
 import platform
 import sys
@@ -50,6 +52,15 @@ class Timing:
         return float(np.median(self.seconds / other.seconds))
 
 
+@functools.cache
+def keep_freed_memory() -> None:
+    """As the command `lvkam` does: else half of what is measured is the system clearing pages."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 2**30)
+        mallopt(-1, 2**31 - 1)
+
+
 def interleave(
     candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 5, longest: float = 60
 ) -> dict[str, Timing]:
@@ -61,6 +72,7 @@ def interleave(
         warmup: calls of each that are not counted.
         longest: seconds.
     """
+    keep_freed_memory()
     for call in candidates.values():
         for _ in range(warmup):
             call()
@@ -78,11 +90,15 @@ def interleave(
 
 
 def peak_memory(call: Callable[[], object]) -> float | None:
-    """MiB by which a call raises the process's memory at its highest; None where the system does not tell."""
+    """MiB by which a call raises the process's memory at its highest; None where the system does not tell.
+
+    To be measured before anything is timed: afterwards freed memory is kept, and what is counted depends on its holes.
+    """
     clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not clear.exists():
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is None or not os.access(clear, os.W_OK):
         return None
-    ctypes.CDLL(None).malloc_trim(0)
+    trim(0)
 
     def read(key: str) -> float:
         line = next(line for line in status.read_text().splitlines() if line.startswith(key))
@@ -103,6 +119,7 @@ class Report:
     quick: bool
     folder: Path
     tables: list[tuple[str, list[Row]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, heading: str, rows: Sequence[Row]) -> None:
         self.tables.append((heading, list(rows)))
@@ -110,7 +127,14 @@ class Report:
 
     def write(self, draw: Callable[[Axes], None]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        parts = [self.title, machine(), *(f"{heading}\n{as_text(rows)}" for heading, rows in self.tables)]
+        quick = ["a quick run: few rounds, few sizes"] if self.quick else []
+        parts = [
+            self.title,
+            machine(),
+            *quick,
+            *self.notes,
+            *(f"{heading}\n{as_text(rows)}" for heading, rows in self.tables),
+        ]
         (self.folder / f"{self.name}.txt").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
         columns = list(dict.fromkeys(key for _, rows in self.tables for row in rows for key in row))
         with (self.folder / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -144,10 +168,18 @@ def machine() -> str:
         model = next(
             (ln.split(":")[1].strip() for ln in info.read_text().splitlines() if ln.startswith("model name")), model
         )
+    policy = os.environ.get("OMP_WAIT_POLICY", "not set")
     return (
         f"{date.today()}, {model}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"Python {platform.python_version()}, OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}"
+        f"Python {platform.python_version()}{_peer_versions()}, OMP_WAIT_POLICY {policy}"
     )
+
+
+def _peer_versions() -> str:
+    installed = {
+        d.name: d.version for d in importlib.metadata.distributions() if d.name in {"pykan", "inkan", "flashkan"}
+    }
+    return "".join(f", {name} {version}" for name, version in sorted(installed.items()))
 
 
 def bars(axes: Axes, names: Sequence[str], values: Sequence[float], label: str) -> None:
@@ -163,14 +195,10 @@ def bars(axes: Axes, names: Sequence[str], values: Sequence[float], label: str) 
 
 def options(name: str, title: str) -> Report:
     """Read `--quick` and `--output` and begin a report."""
-    parser = argparse.ArgumentParser(prog=f"benchmarking/{name}.py", description=title)
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarking.{name}", description=title)
     parser.add_argument("--quick", action="store_true", help="few rounds and sizes: to see that it works")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--output", type=Path, help="folder for the results")
     arguments = parser.parse_args()
-    # freed memory is kept, as the command `lvkam` does: else half of what is measured is the system clearing pages
-    if sys.platform == "linux":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**30)
-        mallopt(-1, 2**31 - 1)
+    folder = arguments.output or (RESULTS / "quick" if arguments.quick else RESULTS)
     tqdm.write(f"{name}: {title}", file=sys.stderr)
-    return Report(name, title, arguments.quick, arguments.output)
+    return Report(name, title, arguments.quick, folder)

@@ -1,8 +1,9 @@
 """What lvkam is measured against: the straightforward port, other KAN libraries, and the matrix products alone.
 
-The port is what one writes first: the Cox-de Boor recursion step by step, einsum over the basis functions, the
-prior's functions evaluated anew at its quadrature nodes, a (B, S, D) tensor of likelihoods, gradients by autograd
-throughout. It computes the same losses as lvkam (a test compares them).
+The port is what one writes first, and what the reference does: the Cox-de Boor recursion step by step, einsum over
+the basis functions, each function's values before their sum over the inputs, the prior's functions evaluated anew at
+its quadrature nodes, a (B, S, D) tensor of likelihoods, gradients by autograd throughout. `contracted` sums over inputs
+and basis functions at once, as the more careful libraries do. A test compares its loss with lvkam's.
 
 Letters: N points, I inputs, O outputs, K basis functions, B images, S samples, Q latent coordinates, P components,
 n quadrature nodes, D data dimensions.
@@ -36,8 +37,9 @@ def cox_de_boor(x: Tensor, grid: Tensor, degree: int) -> Tensor:
 class PortedLayer(nn.Module):
     """A layer of B-splines with the parameters of one of lvkam's, evaluated in the straightforward way."""
 
-    def __init__(self, layer: UnivariateFunctions):
+    def __init__(self, layer: UnivariateFunctions, *, contracted: bool = False):
         super().__init__()
+        self.contracted = contracted
         self.degree, self.activation = layer.family.degree, layer.family.activation
         self.register_buffer("grid", layer.grid.clone())
         self.coef = nn.Parameter(layer.coef.detach().clone())
@@ -53,20 +55,26 @@ class PortedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, I) -> (N, O)."""
-        return self.functions(x).sum(1)
+        if not self.contracted:
+            return self.functions(x).sum(1)
+        basis = cox_de_boor(x, self.get_buffer("grid"), self.degree)
+        spline = torch.einsum("nik,iko->no", basis, self.coef * self.w_spline.unsqueeze(1))
+        return spline + self.activation(x) @ self.w_base
 
 
 class PortedModel(nn.Module):
     """LV-KAM with a uniform reference and a prior of one layer, ported in the straightforward way."""
 
-    def __init__(self, model: LVKAM, nodes: Tensor):
+    def __init__(self, model: LVKAM, nodes: Tensor, *, contracted: bool = False):
         super().__init__()
         prior_layer = model.prior.layers[0]
         assert isinstance(prior_layer, UnivariateFunctions)
         self.prior = PortedLayer(prior_layer)
         self.mixture_logits = nn.Parameter(model.prior.mixture_logits.detach().clone())
         self.layers = nn.ModuleList(
-            PortedLayer(layer) for layer in model.generator.layers if isinstance(layer, UnivariateFunctions)
+            PortedLayer(layer, contracted=contracted)
+            for layer in model.generator.layers
+            if isinstance(layer, UnivariateFunctions)
         )
         self.likelihood_std = model.likelihood_std
         self.register_buffer("nodes", nodes.clone())
@@ -116,9 +124,17 @@ class PortedModel(nn.Module):
 
 
 class Floor:
-    """A stack of layers as matrix products alone: [N, (K+1) I] x [(K+1) I, O], and its two gradients."""
+    """A stack of layers as matrix products alone: [N, (K+1) I] x [(K+1) I, O], and its two gradients.
 
-    def __init__(self, layers: list[tuple[int, int]], num_features: int, num_points: int):
+    Args:
+        layers: I and O of each.
+        num_features: K + 1.
+        num_points: N.
+        input_grad: whether the first layer's inputs have a gradient; in training, latents have none.
+    """
+
+    def __init__(self, layers: list[tuple[int, int]], num_features: int, num_points: int, *, input_grad: bool = True):
+        self.input_grad = input_grad
         self.parts = [
             (
                 torch.rand(num_points, i * num_features),
@@ -134,9 +150,10 @@ class Floor:
 
     def __call__(self) -> None:
         self.forward()
-        for features, weight, grad in reversed(self.parts):
+        for index, (features, weight, grad) in reversed(list(enumerate(self.parts))):
             torch.mm(features.T, grad)
-            torch.mm(grad, weight.T)
+            if index > 0 or self.input_grad:
+                torch.mm(grad, weight.T)
 
 
 def prior_floor(prior: MixturePrior, num_samples: int) -> Callable[[], None]:
@@ -161,20 +178,29 @@ def prior_floor(prior: MixturePrior, num_samples: int) -> Callable[[], None]:
     return products
 
 
-def other_libraries(widths: list[int], grid_size: int, degree: int) -> dict[str, nn.Module]:
-    """Other KAN libraries that are installed, by name; a line tells which are not."""
+def other_libraries(widths: list[int], grid_size: int, degree: int) -> tuple[dict[str, nn.Module], list[str]]:
+    """Other KAN libraries, as far as they are installed and work here, by name; and why the others are left out."""
+    builders: dict[str, Callable[[], nn.Module]] = {
+        "inkan": lambda: _inkan(widths, grid_size, degree, "local"),
+        "inkan, dense": lambda: _inkan(widths, grid_size, degree, "dense"),
+        "flashkan": lambda: _flashkan(widths, grid_size, degree),
+        "pykan": lambda: _pykan(widths, grid_size, degree),
+    }
     found: dict[str, nn.Module] = {}
-    for name, build in (("inkan", _inkan), ("flashkan", _flashkan), ("pykan", _pykan)):
+    missing: list[str] = []
+    for name, build in builders.items():
         try:
-            found[name] = build(widths, grid_size, degree)
-        except ImportError as error:
-            print(f"{name} is left out: {error} (pip install -e .[bench])", flush=True)
-    return found
+            found[name] = build()
+            found[name](torch.rand(4, widths[0]))  # some compile when first called
+        except (ImportError, RuntimeError, OSError, AttributeError, TypeError) as error:
+            found.pop(name, None)
+            missing.append(f"{name} is left out: {str(error).splitlines()[0]} (pip install -e .[bench])")
+    return found, missing
 
 
-def _inkan(widths: list[int], grid_size: int, degree: int) -> nn.Module:
+def _inkan(widths: list[int], grid_size: int, degree: int, mode: str) -> nn.Module:
     network = importlib.import_module("inkan").KANNetwork
-    return network(widths, grid_size=grid_size, spline_order=degree, grid_range=(0.0, 1.0))
+    return network(widths, grid_size=grid_size, spline_order=degree, grid_range=(0.0, 1.0), basis_mode=mode)
 
 
 def _flashkan(widths: list[int], grid_size: int, degree: int) -> nn.Module:

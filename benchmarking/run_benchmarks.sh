@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Run all benchmarks, one after the other, and sum them up: text, CSV and a picture of each in benchmarking/results.
-# Options: --quick (under two minutes), --output DIR. Other KAN libraries take part where `pip install -e .[bench]`
-# has installed them.
+# Options: --quick (under two minutes, into results/quick), --output DIR. Other KAN libraries take part where
+# `pip install -e .[bench]` has installed them.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=.venv/bin/python
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+python=$root/.venv/bin/python
 [ -x "$python" ] || python=python3
 for name in kan_layers prior train_step sampling latent_dim scaling; do
     "$python" -m "benchmarking.$name" "$@"

@@ -55,8 +55,8 @@ def main() -> None:
             steps[str(size)] = training_step(model, config, list(images.split(config.training.batch_size)))
             for _ in range(20):  # past the first steps, in which all samples carry weight
                 steps[str(size)]()
-        timings = interleave(steps, 5 if report.quick else 25)
         memory = {size: peak_memory(step) for size, step in steps.items()}
+        timings = interleave(steps, 5 if report.quick else 25)
         for size, timing in timings.items():
             peak = memory[size]
             rows.append({"size": letter, "value": int(size), **timing.milliseconds()})
@@ -66,7 +66,7 @@ def main() -> None:
         fitted.append(
             {"size": letter, "from": sizes[0], "to": sizes[-1], "exponent of the time": exponent(sizes, curve)}
         )
-    report.add("time and peak memory", rows)
+    report.add("time, and peak memory of a step beside its parameters, gradients and optimiser state", rows)
     report.add("fitted exponents", fitted)
 
     def draw(axes: Axes) -> None:

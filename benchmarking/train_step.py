@@ -17,6 +17,7 @@ from lvkam.compilation import compiler_problem
 from lvkam.config import Config
 from lvkam.data import load_dataset
 from lvkam.optimizers import build_optimizer
+from lvkam.sampling import CellTable
 from lvkam.training import random_stream
 
 SAMPLES = (64, 1024)
@@ -62,44 +63,65 @@ def fused_step(parameters: list[nn.Parameter]) -> Callable[[], None]:
     return optimizer.step
 
 
+def carrying(model: LVKAM) -> list[int]:
+    """How many samples carry gradient, a number for each step from now on."""
+    counts: list[int] = []
+    log_prob = model.prior.log_prob
+
+    def counted(z: Tensor, table: CellTable | None = None) -> Tensor:  # only of samples that carry gradient
+        counts.append(len(z))
+        return log_prob(z, table)
+
+    model.prior.log_prob = counted
+    return counts
+
+
 def main() -> None:
     report = options("train_step", "A training step on MNIST 14x14 at nist_config.ini's sizes, importance sampling")
-    rounds = 10 if report.quick else 60
     images = load_dataset("MNIST", 32000, 64, (14, 14)).train
-    shown: dict[str, float] = {}
+    calls: dict[str, Callable[[], None]] = {}
+    counts: dict[str, list[int]] = {}
     for num_samples in SAMPLES:
         config = load_config(NIST, [f"TRAINING.MC_expectation_sample_size={num_samples}"])
         batches = list(images.split(config.training.batch_size))
-        calls: dict[str, Callable[[], None]] = {}
         variants = {"lvkam, not compiled": False} | ({} if compiler_problem() else {"lvkam": True})
-        model = build_model(config, images.shape[1])
-        for name, compiled in variants.items():
+        for variant, compiled in variants.items():
+            name = f"{variant}, S = {num_samples}"
             model = build_model(config, images.shape[1], compile=compiled)
             model.update_grids(64, random_stream(1, "training"), prior=True, generator=True)
             calls[name] = training_step(model, config, batches)
             for _ in range(20 if report.quick else SETTLED):
                 calls[name]()
-        port = PortedModel(model, model.prior.table().nodes[:, 1:-1])
-        if num_samples == SAMPLES[0]:  # with more samples the port needs gigabytes
-            calls["straightforward port"] = ported_step(port, config, batches)
-        num_features = config.generator.grid_size + config.generator.spline_degree + 1
-        layers = list(itertools.pairwise([*config.generator.widths, images.shape[1]]))
-        generator = Floor(layers, num_features, num_samples)
-        calls["floor: generator's products"] = generator
-        calls["floor: prior's products"] = prior_floor(model.prior, num_samples)
-        calls["floor: fused Adam"] = fused_step(list(model.parameters()))
-        timings = interleave(calls, rounds)
-        floor = sum(timing.seconds for name, timing in timings.items() if name.startswith("floor"))
-        rows: list[Row] = []
-        for name, timing in timings.items():
-            row: Row = {"S": num_samples, "step": name, **timing.milliseconds()}
-            if not name.startswith("floor"):
-                row["times floor"] = float(np.median(timing.seconds / floor))
-                if "straightforward port" in timings:
-                    row["times faster than port"] = timings["straightforward port"].ratio(timing)
-                shown[f"{name}, S = {num_samples}"] = 1e3 * timing.median
-            rows.append(row)
-        report.add(f"S = {num_samples}", rows)
+            counts[name] = carrying(model)
+            if num_samples == SAMPLES[0] and not compiled:  # with more samples the port needs gigabytes
+                for port_name, contracted in (("port", False), ("port, contracted", True)):
+                    port = PortedModel(model, model.prior.table().nodes[:, 1:-1], contracted=contracted)
+                    calls[f"{port_name}, S = {num_samples}"] = ported_step(port, config, batches)
+            floor = f"floor, S = {num_samples}"
+            num_features = config.generator.grid_size + config.generator.spline_degree + 1
+            layers = list(itertools.pairwise([*config.generator.widths, images.shape[1]]))
+            calls[f"{floor}: generator's products"] = Floor(layers, num_features, num_samples, input_grad=False)
+            calls[f"{floor}: prior's products"] = prior_floor(model.prior, num_samples)
+            calls[f"{floor}: fused Adam"] = fused_step(list(model.parameters()))
+    timings = interleave(calls, 10 if report.quick else 60, longest=180)
+    port = timings[f"port, S = {SAMPLES[0]}"]
+    rows: list[Row] = []
+    for name, timing in timings.items():
+        row: Row = {"step": name, **timing.milliseconds()}
+        if not name.startswith("floor"):
+            size = name.rpartition(" ")[2]
+            floor = sum(t.seconds for n, t in timings.items() if n.startswith(f"floor, S = {size}:"))
+            row["times floor"] = float(np.median(timing.seconds / floor))
+            if size == str(SAMPLES[0]):
+                row["times faster than port"] = port.ratio(timing)
+            if counts.get(name):
+                row["samples that carry gradient"] = float(np.mean(counts[name]))
+        rows.append(row)
+    report.add("milliseconds a step; floors are for all S samples, without the latents' gradient", rows)
+    best = "lvkam" if f"lvkam, S = {SAMPLES[0]}" in timings else "lvkam, not compiled"
+    ratio = timings[f"{best}, S = {SAMPLES[1]}"].ratio(timings[f"{best}, S = {SAMPLES[0]}"])
+    report.add("more samples", [{"step": best, f"S = {SAMPLES[1]} over S = {SAMPLES[0]}": ratio}])
+    shown = {name: 1e3 * timing.median for name, timing in timings.items() if not name.startswith("floor")}
     report.write(lambda axes: _draw(axes, shown))
 
 

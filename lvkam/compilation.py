@@ -29,6 +29,12 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True, fullgraph=True, options=_OPTIONS)
 
 
+def fix_last_size(*tensors: torch.Tensor) -> None:
+    """Let kernels be compiled for just this size of the last dimension: loops of known length are faster."""
+    for tensor in tensors:
+        torch._dynamo.mark_static(tensor, tensor.ndim - 1)
+
+
 @functools.cache
 def compiler_problem(device_type: str = "cpu") -> str | None:
     """Why nothing can be compiled for a kind of device, in one line, or None: found by compiling something."""

@@ -41,6 +41,7 @@ from lvkam.sections import UnivariateConfig
 from lvkam.splines import BASES
 from lvkam.training import EpochRecord, TrainingState, random_stream, train
 from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions
+from lvkam.univariate import CHUNK as FEATURES
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Of the generator's matrix products, by their names in the INI file."""
@@ -49,8 +50,9 @@ DEVICES = ("cpu", "cuda")
 """Kinds of devices that lvkam runs on."""
 
 
-STEPS_THAT_REPAY = 1000
-"""Steps of training from which on compiling, half a minute the first time and some seconds later, is repaid."""
+STEPS_THAT_REPAY, SECONDS_THAT_REPAY = 3000, 120
+"""Length of a training from which on compiling repays: it takes half a minute the first time, some seconds once torch
+has the kernels in its cache, and saves about 10 ms a step at the sizes of nist_config.ini."""
 
 
 class DeviceError(InputError):
@@ -88,18 +90,22 @@ def build_model(config: Config, data_dim: int, *, compile: bool = False) -> LVKA
     problem = compiler_problem() if compile else None
     if problem is not None:
         warnings.warn(f"kernels are not compiled: {problem}", stacklevel=2)
-        compile = False
+    return _build_model(config, data_dim, compiled=compile and problem is None)
+
+
+@torch.inference_mode(False)  # parameters that are made in that mode could never be trained
+def _build_model(config: Config, data_dim: int, *, compiled: bool) -> LVKAM:
     rng = random_stream(config.training.seed, "initial values")
     prior = MixturePrior(
         config.prior.latent_dim,
         config.prior.num_components,
         config.prior.layer_widths[-2:0:-1],  # written from the components to the coordinates
-        _family(config.prior, compiled=compile),
+        _family(config.prior, compiled=compiled),
         REFERENCE_DENSITIES[config.prior.reference_density],
         config.prior.quadrature_points,
         rng,
     )
-    generator_family = _family(config.generator, compiled=compile, precision=config.training.precision)
+    generator_family = _family(config.generator, compiled=compiled, precision=config.training.precision)
     return LVKAM(
         prior,
         KANGenerator([*config.generator.widths, data_dim], generator_family, rng),
@@ -225,6 +231,8 @@ def compilation_plan(config: Config) -> str | None:
         return "compile = false"
     if config.training.compile == "auto" and steps < STEPS_THAT_REPAY:
         return f"{steps} steps would not repay it"
+    if config.training.compile == "auto" and (config.training.max_seconds or math.inf) < SECONDS_THAT_REPAY:
+        return f"{config.training.max_seconds:g} seconds would not repay it"
     return None
 
 
@@ -296,7 +304,7 @@ def run_experiment(
     chosen = choose_device(device, config.training.use_gpu)
     dataset = load_config_dataset(config, data_dir)
     not_compiled = choose_compilation(config, chosen)
-    model = build_model(config, math.prod(dataset.image_shape), compile=not_compiled is None).to(chosen)
+    model = _build_model(config, math.prod(dataset.image_shape), compiled=not_compiled is None).to(chosen)
     # nothing of an older run is lost before all that this one needs is there
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -327,7 +335,10 @@ def _run(
         f"{dataset.name} {'x'.join(map(str, dataset.image_shape))}, {len(dataset.train)} images; "
         f"{sum(p.numel() for p in model.parameters())} parameters on {_device_name(device)}; writing to {folder}"
     )
-    say("kernels compiled" if not_compiled is None else f"kernels not compiled: {not_compiled}")
+    if not_compiled is None:
+        say("kernels compiled: the first steps wait for the compiler, about half a minute the first time")
+    else:
+        say(f"kernels not compiled: {not_compiled}")
 
     def on_epoch(record: EpochRecord) -> None:
         append_loss(folder / "loss.csv", record.as_row())
@@ -360,7 +371,8 @@ def _run(
         on_epoch=on_epoch, on_checkpoint=on_checkpoint, say=say,
     )  # fmt: skip
     save_loss_curve(folder / "loss.csv", folder / "loss.png")
-    images, _ = draw_images(model, config, settings.num_generated, settings.seed)
+    # from the file and not compiled, as `lvkam sample` draws them: to the same bits
+    images, _ = draw_images(load_model(folder / "ckpt.h5"), config, settings.num_generated, settings.seed)
     save_images(folder / "generated_images.h5", images.numpy(), dataset.image_shape)
     say(f"trained for {state.seconds:.0f} s; {len(images)} generated images in {folder / 'generated_images.png'}")
 
@@ -433,8 +445,8 @@ def _memory_estimate(model: LVKAM, config: Config, dataset: Dataset) -> float:
     """Bytes: the libraries, the images, parameters with gradients and Adam's two moments, and the step's tensors."""
     libraries = 350 * 2**20
     parameters = sum(p.numel() for p in model.parameters())
-    samples = max(config.training.num_samples, CHUNK)
-    features = sum(layer.num_inputs * (layer.coef.shape[1] + 1) for _, layer in _layers(model))
+    batch, samples = config.training.batch_size, max(config.training.num_samples, CHUNK)
+    values = sum(layer.num_inputs + layer.num_outputs for _, layer in _layers(model)) + batch
     quadrature = config.prior.quadrature_points * config.prior.latent_dim * config.prior.num_components
-    floats = dataset.train.numel() + 4 * parameters + 6 * samples * features + 12 * quadrature
+    floats = dataset.train.numel() + 4 * parameters + 4 * samples * values + 6 * quadrature + 4 * FEATURES
     return libraries + 4 * floats

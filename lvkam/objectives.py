@@ -54,6 +54,12 @@ class ImportanceSampling:
     gradient_samples: int | None = None
     gradient_selection: Literal["top", "resampled"] = "top"
 
+    def __post_init__(self) -> None:
+        if self.gradient_samples is not None and self.gradient_samples < 1:
+            raise ValueError(f"gradient_samples = {self.gradient_samples}: must be None or at least 1")
+        if self.gradient_selection not in {"top", "resampled"}:
+            raise ValueError(f"gradient_selection = {self.gradient_selection}: must be top or resampled")
+
     def __call__(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Tensor:
         """Loss of the images x, (B, D): scalar, in the units of the scaled likelihood."""
         return self.estimate(model, x, rng).loss

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from lvkam.sampling import (
     BLOCK,
     CellTable,
+    as_written,
     choose_components,
     component_means,
     inverse_transform,
@@ -88,10 +89,6 @@ def _mixture_log_density(energies: Tensor, log_weights: Tensor, log_reference: T
 class _Quadrature(NamedTuple):
     """Nodes, and what else changes only with the grid and the range."""
 
-    grid: Tensor
-    """The first layer's."""
-    key: tuple[float, ...]
-    """The grid's version, and the range."""
     nodes: Tensor
     """(Q, n)."""
     log_reference: Tensor
@@ -109,8 +106,8 @@ class MixturePrior(nn.Module):
         hidden_widths: widths H of the layers between a coordinate and its P functions; none by default.
         family: what the functions of all layers have in common.
         reference: pi_0.
-        quadrature_points: n, the knots included, over the reference's support; as the range of a Gaussian
-            widens, their number grows with it.
+        quadrature_points: about how many nodes, knots included, over the reference's support: up to 15 fewer, so
+            that cells fill whole blocks. As the range of a Gaussian widens, their number grows with it.
         rng: source of the initial values.
     """
 
@@ -131,7 +128,8 @@ class MixturePrior(nn.Module):
         shapes = [(latent_dim, widths[0]), *zip(widths[:-1], widths[1:], strict=True)]
         self.layers = nn.ModuleList(UnivariateFunctions(i, o, family, rng) for i, o in shapes)
         self.mixture_logits = nn.Parameter(glorot_normal(latent_dim, num_components, rng))
-        self._quadrature: _Quadrature | None = None
+        self._quadratures: dict[tuple[float, float], _Quadrature] = {}  # by range
+        self._quadrature_grid: tuple[Tensor, int] | None = None  # that they are of, and its version
 
     def _layer(self, index: int) -> UnivariateFunctions:
         layer = self.layers[index]
@@ -179,10 +177,10 @@ class MixturePrior(nn.Module):
             )
             for z_ in z.split(rows)
         ]
-        return torch.cat([chunk for chunk in chunks if isinstance(chunk, Tensor)])
+        return torch.cat(chunks)  # pyright: ignore[reportArgumentType] checkpoint does not tell what it returns
 
     def _log_mixture_of_chunk(self, z: Tensor, log_weights: Tensor, weight: Tensor) -> Tensor:
-        kernel = self._layer(0).family.kernel(_mixture_log_density)
+        kernel = self._layer(0).family.kernel(_mixture_log_density, len(z))
         return kernel(self.energies(z, weight).transpose(0, 1), log_weights, self.reference.log_prob(z))
 
     def log_normalisers(self, table: CellTable | None = None) -> Tensor:
@@ -217,11 +215,13 @@ class MixturePrior(nn.Module):
         uniform = torch.rand(2, num_samples, self.latent_dim, dtype=torch.float64, generator=rng)
         uniform = uniform.to(self.mixture_logits.device)
         table = table or self.table()
-        weights, compiler = self.log_weights().exp(), self._layer(0).family.kernel
-        rows = max(1, CHUNK // (self.latent_dim * max(self.num_components, BLOCK)))
+        weights, kernel = self.log_weights().exp(), self._layer(0).family.kernel
+        compiler = kernel if num_samples > 1 else as_written
+        rows = max(1, CHUNK // (self.latent_dim * max(self.num_components, BLOCK, table.block_cdf.shape[-1])))
         chunks = []
         for for_component, for_place in zip(uniform[0].split(rows), uniform[1].split(rows), strict=True):
-            chunks.append(inverse_transform(table, choose_components(weights, for_component), for_place, compiler))
+            component = choose_components(weights, for_component, compiler)
+            chunks.append(inverse_transform(table, component, for_place, compiler))
         return torch.cat(chunks)
 
     @torch.no_grad()
@@ -280,22 +280,24 @@ class MixturePrior(nn.Module):
     def _place_quadrature(self, low: float, high: float) -> _Quadrature:
         """Nodes in [low, high] with their features, kept as long as neither grid nor range changes."""
         layer, grid = self._layer(0), self._layer(0).grid
-        kept, key = self._quadrature, (grid._version, low, high)
-        if kept is None or kept.grid is not grid or kept.key != key:
+        known = self._quadrature_grid
+        if known is None or known[0] is not grid or known[1] != grid._version:
+            self._quadratures, self._quadrature_grid = {}, (grid, grid._version)
+        if (low, high) not in self._quadratures:
             with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
                 nodes = self._place_nodes(low, high)
                 log_reference = self.reference.log_prob(nodes).unsqueeze(1)
                 features = None
                 if layer.bandwidth is None:
                     features = layer.features(nodes.T).transpose(0, 1).contiguous()
-                kept = self._quadrature = _Quadrature(grid, key, nodes, log_reference, features)
-        return kept
+                self._quadratures[low, high] = _Quadrature(nodes, log_reference, features)
+        return self._quadratures[low, high]
 
     def _node_features(self, nodes: Tensor) -> Tensor:
         """The first layer's features: (Q, n) -> (Q, n, K+1)."""
-        kept = self._quadrature
-        if kept is not None and kept.nodes is nodes and kept.features is not None:
-            return kept.features
+        for kept in self._quadratures.values():
+            if kept.nodes is nodes and kept.features is not None:
+                return kept.features
         return self._layer(0).features(nodes.T).transpose(0, 1)
 
     def _node_energies(self, nodes: Tensor, weight: Tensor) -> Tensor:

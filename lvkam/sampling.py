@@ -151,23 +151,25 @@ def _search_rows(cdf: Tensor, row: Tensor, uniform: Tensor) -> Tensor:
     return (found - row * cdf.shape[1]).clamp(0, cdf.shape[1] - 2)
 
 
-def choose_components(weights: Tensor, uniform: Tensor) -> Tensor:
+def choose_components(weights: Tensor, uniform: Tensor, compiler: Compiler = as_written) -> Tensor:
     """Draw a mixture component for each coordinate by inverting its cumulative weights.
 
     Args:
         weights: (Q, P), non-negative; each row is normalised here, so that rounding cannot point past its end.
         uniform: (N, Q), float64, in [0, 1].
+        compiler: for the kernel.
 
     Returns:
         (N, Q), int64, in 0..P-1.
     """
     cdf = weights.cumsum(-1, dtype=torch.float64)
-    return _find(cdf / cdf[:, -1:], uniform)
+    return compiler(_find)(cdf / cdf[:, -1:], uniform.clamp(0, _ALMOST_ONE))
 
 
-def _find(cdf: Tensor, uniform: Tensor) -> Tensor:
-    """The first entry past a number, (..., n), (...) -> (...); never one that adds nothing to those before it."""
-    return (cdf[..., :-1] <= uniform.clamp(0, _ALMOST_ONE).unsqueeze(-1)).sum(-1)
+def _find(cdf: Tensor, place: Tensor) -> Tensor:
+    """The first entry past a place below the last one: (..., n), (...) -> (...); never one that adds nothing."""
+    passed = cdf[..., :-1] <= place.unsqueeze(-1)
+    return passed.float().sum(-1).long()  # counting in floats is faster
 
 
 def inverse_transform(table: CellTable, component: Tensor, uniform: Tensor, compiler: Compiler = as_written) -> Tensor:
@@ -184,32 +186,42 @@ def inverse_transform(table: CellTable, component: Tensor, uniform: Tensor, comp
     """
     q = torch.arange(table.nodes.shape[0], device=table.nodes.device)
     ends = table.block_cdf[q, component]  # (N, Q, C/BLOCK)
-    block = _find(ends, uniform)
+    block = compiler(_find)(ends, uniform.clamp(0, _ALMOST_ONE))
     nodes = table.nodes.unfold(-1, BLOCK + 1, BLOCK)[q, block]  # (N, Q, BLOCK + 1)
     log_density = table.log_density.unfold(-1, BLOCK + 1, BLOCK)[q, component, block]
     below = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
     share = (uniform - below) / (ends.gather(-1, block.unsqueeze(-1)).squeeze(-1) - below)
-
-    mass = compiler(_masses)(nodes, log_density)
-    cdf = mass.cumsum(-1, dtype=torch.float64)  # (N, Q, BLOCK)
-    total = cdf[..., -1:]
-    aim = share.clamp(0, 1).unsqueeze(-1) * total
+    # kernels of one step each: fused into one, whatever a gather needs would be computed again for it
+    cdf = compiler(_cell_cdf)(nodes, log_density)
+    total = cdf[..., -1]
+    aim = share.to(cdf.dtype).clamp(0, 1) * total
     # the first cell that reaches past the aim; at the very end the last one that has mass
-    cell = (cdf <= torch.minimum(aim, total * _ALMOST_ONE)).sum(-1, keepdim=True)
-    r = (aim - cdf.gather(-1, cell)) / mass.gather(-1, cell) + 1
+    cell = compiler(_find)(cdf, torch.minimum(aim, total * (1 - torch.finfo(cdf.dtype).eps / 2)))
+    return compiler(_place_in_cell)(*compiler(_cell_of)(nodes, log_density, cdf, cell, aim))
+
+
+def _cell_cdf(nodes: Tensor, log_density: Tensor) -> Tensor:
+    """Cumulative masses of cells, up to a common factor: (..., n) -> (..., n-1)."""
+    mass, _ = _cells(nodes, log_density, torch.exp(log_density - log_density.amax(-1, keepdim=True)))
+    return mass.cumsum(-1)
+
+
+def _cell_of(
+    nodes: Tensor, log_density: Tensor, cdf: Tensor, cell: Tensor, aim: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each draw's cell the share of its mass that lies before the aim, the slope, and both ends: (...)."""
+    cell, aim = cell.unsqueeze(-1), aim.unsqueeze(-1)
+    below = torch.where(cell > 0, cdf.gather(-1, (cell - 1).clamp(min=0)), 0.0)
+    r = (aim - below) / (cdf.gather(-1, cell) - below)
     slope = log_density.gather(-1, cell + 1) - log_density.gather(-1, cell)
-    return compiler(_place_in_cell)(r, slope, nodes.gather(-1, cell), nodes.gather(-1, cell + 1)).squeeze(-1)
-
-
-def _masses(nodes: Tensor, log_density: Tensor) -> Tensor:
-    """Masses of cells up to a common factor, (..., n) -> (..., n-1)."""
-    return _cells(nodes, log_density, torch.exp(log_density - log_density.amax(-1, keepdim=True)))[0]
+    left, right = nodes.gather(-1, cell), nodes.gather(-1, cell + 1)
+    return r.squeeze(-1), slope.squeeze(-1), left.squeeze(-1), right.squeeze(-1)
 
 
 def _place_in_cell(r: Tensor, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Where a cell's CDF is r, its log-density rising by `slope` from left to right; all of one shape."""
     # an upward slope is drawn as its mirror image, so that no exponential can overflow
-    r, slope = r.clamp(0, 1), slope.double()
+    r, slope = r.double().clamp(0, 1), slope.double()
     up = slope > 0
     steepness = slope.abs()
     r = torch.where(up, 1 - r, r)

@@ -131,7 +131,7 @@ class PriorConfig(UnivariateConfig):
     normalization: Literal["quadrature", "contrastive"] = _key(
         "quadrature", "how the log-prior is normalised in training; contrastive is the reference's biased form"
     )
-    quadrature_points: int = _count(256, 32, 100000, "nodes at which a density is tabulated")
+    quadrature_points: int = _count(256, 32, 100000, "about how many nodes a density is tabulated at")
 
     @property
     def num_components(self) -> int:
@@ -224,7 +224,7 @@ class TrainingConfig(Section):
         "all", "samples of each image that carry gradient", allowed="all, or an integer from 1 to 1000000000"
     )
     gradient_selection: Literal["top", "resampled"] = _key(
-        "top", "how these samples are chosen: those of the largest weights, or drawn by their weights (unbiased)"
+        "top", "which ones, if not all: those of the largest weights, or drawn by their weights, which is unbiased"
     )
 
 

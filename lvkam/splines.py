@@ -162,10 +162,7 @@ def prepare_knots(grid: Tensor, degree: int) -> Knots:
     """Extended grids, (I, M), prepared."""
     spacing = (grid[:, -1:] - grid[:, :1]) / (grid.shape[1] - 1)
     grid = torch.cat((grid, grid[:, -1:] + spacing), dim=1)
-    knots = Knots(grid, tuple(1 / (grid[:, d:] - grid[:, :-d]) for d in range(1, degree + 1)), 1 / spacing)
-    for tensor in (knots.grid, *knots.inverse_spans):
-        torch._dynamo.mark_static(tensor, 1)  # loops over lanes of known number; the other sizes may vary
-    return knots
+    return Knots(grid, tuple(1 / (grid[:, d:] - grid[:, :-d]) for d in range(1, degree + 1)), 1 / spacing)
 
 
 def _b_spline_with_slope(x: Tensor, knots: Knots, bandwidth: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvkam.compilation import compiled
+from lvkam.compilation import compiled, fix_last_size
 from lvkam.splines import (
     BASES,
     Basis,
@@ -81,9 +81,10 @@ class FunctionFamily:
         """The function, compiled or as it is; a single point would need a compilation of its own."""
         return compiled(function) if self.compiled and num_points > 1 else function
 
-    def rows_at_a_time(self, num_features: int) -> int:
-        """How many rows of features are computed at a time; kernels that are not compiled need four times as much."""
-        return max(1, (CHUNK if self.compiled else CHUNK // 4) // num_features)
+    def rows_at_a_time(self, matrix: Tensor) -> int:
+        """How many rows of features to compute before they are multiplied by a matrix."""
+        numbers = CHUNK if self.compiled else CHUNK // 4  # which then takes four times as much on the way
+        return max(1, (32 * numbers if matrix.is_cuda else numbers) // len(matrix))
 
     def product_dtype(self, x: Tensor) -> torch.dtype:
         """In what a layer multiplies the features of x; float64 stays what it is."""
@@ -139,7 +140,7 @@ class _SummedFunctions(torch.autograd.Function):
         x, base, bandwidth = _plain(x), _plain(base), _plain(bandwidth)
         dtype = family.product_dtype(x)
         matrix = matrix.to(dtype)
-        rows = family.rows_at_a_time(len(matrix))
+        rows = family.rows_at_a_time(matrix)
         out = matrix.new_empty(len(x), matrix.shape[1])
         for x_, base_, out_ in zip(x.split(rows), base.split(rows), out.split(rows), strict=True):
             kernel = family.kernel(features, len(x_))
@@ -151,31 +152,44 @@ class _SummedFunctions(torch.autograd.Function):
         _refuse_second_derivative()
         x, base, bandwidth, matrix = map(_plain, ctx.saved_tensors)
         family, basis, knots = ctx.family, ctx.family.basis, ctx.knots
-        grad_x, grad_base, grad_matrix = torch.zeros_like(x), torch.zeros_like(base), torch.zeros_like(matrix)
-        grad_bandwidth = None if bandwidth is None else torch.zeros_like(bandwidth)
+        wants_inputs, wants_matrix = any(ctx.needs_input_grad[:3]), ctx.needs_input_grad[3]
         dtype = family.product_dtype(x)
-        matrix, grad = matrix.to(dtype), grad_outputs[0].to(dtype)
+        grad, rows = grad_outputs[0].to(dtype), family.rows_at_a_time(matrix)
+        # rows without gradient belong to samples that carry no weight: they cost nothing
+        kept = grad.any(1)
+        all_kept = bool(kept.all())
+        parts = (x, base, grad) if all_kept else (x[kept], base[kept], grad[kept])
+        # allocated before any chunk, so that the chunks' memory is free in one piece for the next one
+        grad_x, grad_base, grad_matrix = (torch.empty_like(tensor) for tensor in (parts[0], parts[1], matrix))
+        grad_bandwidth = None if bandwidth is None else torch.zeros_like(bandwidth)
+        matrix = matrix.to(dtype)
 
-        def add(rows: Tensor) -> None:  # a function, so that each chunk's features are gone before the next one's
-            x_, base_, grad_ = x[rows], base[rows], grad[rows]
-            if any(ctx.needs_input_grad[:3]):
-                grad_features = (grad_ @ matrix.T).view(*x_.shape, len(matrix) // x.shape[1])
-                kernel = family.kernel(features_backward, len(rows))
-                values, for_x, for_base, for_bandwidth = kernel(x_, base_, knots, bandwidth, basis, grad_features)
-                grad_x[rows], grad_base[rows] = for_x, for_base
+        def chunk(first: bool, x: Tensor, base: Tensor, grad: Tensor, grad_x: Tensor, grad_base: Tensor) -> None:
+            # a function, so that the features of one chunk are gone before those of the next are computed
+            if wants_inputs:
+                grad_features = (grad @ matrix.T).view(*x.shape, len(matrix) // x.shape[1])
+                kernel = family.kernel(features_backward, len(x))
+                values, for_x, for_base, for_bandwidth = kernel(x, base, knots, bandwidth, basis, grad_features)
+                grad_x.copy_(for_x)
+                grad_base.copy_(for_base)
                 if grad_bandwidth is not None:
                     grad_bandwidth.add_(for_bandwidth)
             else:  # latents carry no gradient
-                values = family.kernel(features, len(rows))(x_, base_, knots, bandwidth, basis, dtype)
-            if dtype == grad_matrix.dtype:
-                grad_matrix.addmm_(values.flatten(1).T, grad_)
-            else:
-                grad_matrix.add_(values.flatten(1).T @ grad_)
+                values = family.kernel(features, len(x))(x, base, knots, bandwidth, basis, dtype)
+            if wants_matrix and dtype == grad_matrix.dtype:
+                grad_matrix.addmm_(values.flatten(1).T, grad, beta=0 if first else 1)
+            elif wants_matrix:
+                product = values.flatten(1).T @ grad
+                grad_matrix.copy_(product if first else grad_matrix + product)
 
-        # rows without gradient belong to samples that carry no weight: they cost nothing
-        for rows in grad.any(1).nonzero().squeeze(1).split(family.rows_at_a_time(len(matrix))):
-            add(rows)
-        return grad_x, grad_base, grad_bandwidth, grad_matrix, None, None
+        chunks = zip(*(tensor.split(rows) for tensor in (*parts, grad_x, grad_base)), strict=True)
+        for index, part in enumerate(chunks):
+            chunk(index == 0, *part)
+        if not all_kept:
+            grad_x, grad_base = (torch.zeros_like(x).masked_scatter_(kept[:, None], g) for g in (grad_x, grad_base))
+        if not wants_inputs:
+            return None, None, None, grad_matrix, None, None
+        return grad_x, grad_base, grad_bandwidth, grad_matrix if wants_matrix else None, None, None
 
 
 def glorot_normal(num_inputs: int, num_outputs: int, rng: torch.Generator) -> Tensor:
@@ -263,7 +277,10 @@ class UnivariateFunctions(nn.Module):
         kept = self._knots
         if kept is None or kept[0] is not self.grid or kept[1] != self.grid._version:
             with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
-                kept = self._knots = (self.grid, self.grid._version, prepare_knots(self.grid, self.family.degree))
+                knots = prepare_knots(self.grid, self.family.degree)
+            if self.family.compiled:
+                fix_last_size(knots.grid, *knots.inverse_spans)
+            kept = self._knots = (self.grid, self.grid._version, knots)
         return kept[2]
 
     def features(self, x: Tensor) -> Tensor:

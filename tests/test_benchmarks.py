@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking.harness import Report, Timing, as_text, bars, interleave, peak_memory
 from benchmarking.peers import Floor, PortedLayer, PortedModel, cox_de_boor
@@ -25,7 +26,8 @@ def test_the_port_of_a_layer_is_the_layer() -> None:
     layer = UnivariateFunctions(3, 4, FunctionFamily(grid_size=6), stream(0))
     layer.update_grid(torch.rand(50, 3, generator=stream(1)))
     x = torch.rand(20, 3, generator=stream(2))
-    torch.testing.assert_close(PortedLayer(layer)(x), layer(x), atol=1e-6, rtol=1e-5)
+    for contracted in (False, True):
+        torch.testing.assert_close(PortedLayer(layer, contracted=contracted)(x), layer(x), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 5])
@@ -73,9 +75,12 @@ def test_the_floor_does_the_products_of_a_pass_and_its_gradients() -> None:
     floor = Floor([(3, 4), (4, 2)], num_features=5, num_points=7)
     shapes = [(tuple(features.shape), tuple(weight.shape), tuple(grad.shape)) for features, weight, grad in floor.parts]
     assert shapes == [((7, 15), (15, 4), (7, 4)), ((7, 20), (20, 2), (7, 2))]
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         floor()
     assert counter.get_total_flops() == 3 * 2 * 7 * (15 * 4 + 20 * 2)
+    with FlopCounterMode(display=False) as counter:
+        Floor([(3, 4), (4, 2)], num_features=5, num_points=7, input_grad=False)()
+    assert counter.get_total_flops() == 2 * 7 * (2 * 15 * 4 + 3 * 20 * 2)
 
 
 def test_a_decoder_of_as_many_parameters() -> None:
