@@ -79,6 +79,9 @@ MAX_WIDENINGS = 12
 CHUNK = 2**23
 """Energies computed at a time, N Q P of them, to bound the memory."""
 
+DRAWING_CHUNK = 2**21
+"""Numbers that a chunk of draws is searched among, which stay in the processor's cache."""
+
 
 def _mixture_log_density(energies: Tensor, log_weights: Tensor, log_reference: Tensor) -> Tensor:
     """sum_q log sum_p exp(f_qp + log weight_qp) pi_0: (Q, N, P), (Q, P), (N, Q) -> (N,)."""
@@ -217,7 +220,7 @@ class MixturePrior(nn.Module):
         table = table or self.table()
         weights, kernel = self.log_weights().exp(), self._layer(0).family.kernel
         compiler = kernel if num_samples > 1 else as_written
-        rows = max(1, CHUNK // (self.latent_dim * max(self.num_components, BLOCK, table.block_cdf.shape[-1])))
+        rows = max(1, DRAWING_CHUNK // (self.latent_dim * max(self.num_components, BLOCK, table.block_cdf.shape[-1])))
         chunks = []
         for for_component, for_place in zip(uniform[0].split(rows), uniform[1].split(rows), strict=True):
             component = choose_components(weights, for_component, compiler)

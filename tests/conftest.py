@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from lvkam.compilation import compiler_problem
 from lvkam.config import Config, parse_config
 from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
 from lvkam.model import LVKAM
@@ -24,6 +25,13 @@ REPOSITORY = Path(__file__).parents[1]
 
 def stream(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def require_compiler() -> None:
+    """Skip the test, with the reason, where nothing can be compiled."""
+    problem = compiler_problem()
+    if problem is not None:
+        pytest.skip(f"nothing can be compiled here: {problem}")
 
 
 def small_prior(

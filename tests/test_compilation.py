@@ -16,16 +16,9 @@ from torch import Tensor
 
 from lvkam.compilation import compiled, compiler_problem
 from lvkam.config import ConfigError
-from lvkam.experiment import STEPS_THAT_REPAY, build_model, choose_compilation, compilation_plan
+from lvkam.experiment import SECONDS_THAT_REPAY, STEPS_THAT_REPAY, build_model, choose_compilation, compilation_plan
 from lvkam.univariate import UnivariateFunctions
-from tests.conftest import REPOSITORY, small_config, small_overrides, stream
-
-
-def require_compiler() -> None:
-    """Skip the test, with the reason, where nothing can be compiled."""
-    problem = compiler_problem()
-    if problem is not None:
-        pytest.skip(f"nothing can be compiled here: {problem}")
+from tests.conftest import REPOSITORY, require_compiler, small_config, small_overrides, stream
 
 
 def without_compiler(folder: Path, cxx: str = "/nowhere/c++") -> dict[str, str]:
@@ -124,6 +117,8 @@ def test_a_training_is_compiled_when_that_is_repaid() -> None:
     assert compilation_plan(small_config("TRAINING.compile=true")) is None
     long = small_config(f"TRAINING.N_epochs={enough}", "TRAINING.compile=false")
     assert compilation_plan(long) == "compile = false"
+    hurried = small_config(f"TRAINING.N_epochs={enough}", f"TRAINING.max_seconds={SECONDS_THAT_REPAY - 1}")
+    assert compilation_plan(hurried) == f"{SECONDS_THAT_REPAY - 1} seconds would not repay it"
 
 
 def test_a_training_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

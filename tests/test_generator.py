@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lvkam.generator import KANGenerator, bernoulli_log_likelihood, gaussian_log_likelihood, squared_distance
 from lvkam.univariate import FunctionFamily, UnivariateFunctions
-from tests.conftest import stream
-from tests.test_compilation import require_compiler
+from tests.conftest import require_compiler, stream
 
 
 def test_bernoulli_log_likelihood_is_its_definition() -> None:

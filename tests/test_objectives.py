@@ -6,6 +6,9 @@ are unbiased would raise a false alarm with probability ALARM.
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -359,3 +362,12 @@ def test_a_seed_gives_the_same_bits(how: str, count: int | None, noise: float) -
         rng = stream(21)
         first, second = (gradient(objective(model, IMAGES, rng), model) for _ in range(2))
         assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"gradient_samples": 0}, "gradient_samples = 0: must be None or at least 1"),
+    ({"gradient_samples": 2, "gradient_selection": "best"}, "gradient_selection = best: must be top or resampled"),
+])  # fmt: skip
+def test_a_selection_that_makes_no_sense_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ImportanceSampling(8, **settings)

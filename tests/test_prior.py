@@ -23,8 +23,7 @@ from lvkam.prior import MixturePrior
 from lvkam.sampling import BLOCK
 from lvkam.splines import BASES
 from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions
-from tests.conftest import small_prior, stream
-from tests.test_sampling import compiles, skip_without_compiler
+from tests.conftest import require_compiler, small_prior, stream
 
 ALARM = 1e-4
 DRAWS = 20_000
@@ -523,16 +522,15 @@ def test_draws_in_chunks_are_the_same_bits(reference: str, monkeypatch: pytest.M
     prior = wild_prior(reference, "B-spline")
     whole = prior.sample(200, stream(41))
     for chunk in (1, 2 * BLOCK, 2 * BLOCK * 7 + 3, 2 * BLOCK * 199, 2 * BLOCK * 200):
-        monkeypatch.setattr(lvkam.prior, "CHUNK", chunk)
+        monkeypatch.setattr(lvkam.prior, "DRAWING_CHUNK", chunk)
         assert torch.equal(prior.sample(200, stream(41)), whole)
 
 
-@compiles
 @pytest.mark.parametrize("basis", sorted(BASES))
 @pytest.mark.parametrize("hidden", [(), (3,)])
 @pytest.mark.parametrize("reference", sorted(RANGES))
 def test_the_compiled_prior_is_the_plain_one(reference: str, basis: str, hidden: tuple[int, ...]) -> None:
-    skip_without_compiler()
+    require_compiler()
     plain = wild_prior(reference, basis, hidden)
     prior = small_prior(2, 3, hidden, reference, FunctionFamily(basis=BASES[basis], compiled=True))
     prior.load_state_dict(plain.state_dict())

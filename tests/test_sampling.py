@@ -7,7 +7,6 @@ test here would raise a false alarm with probability ALARM.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from scipy import stats
 from scipy.special import exprel, logsumexp
 from torch import Tensor
 
-from lvkam.compilation import compiled, compiler_problem
+from lvkam.compilation import compiled
 from lvkam.sampling import (
     BLOCK,
     CellTable,
@@ -32,29 +31,12 @@ from lvkam.sampling import (
     systematic_resample,
     tabulate,
 )
-from tests.conftest import stream
+from tests.conftest import require_compiler, stream
 
 ALARM = 1e-4
 # the series of float64 ends at 0.05, that of float32 at 0.5
 SLOPES = [0.0, 1e-6, 1e-3, 0.0499, 0.05, 0.0501, 0.4999, 0.5, 0.5001, 1.0, 100.0, 1000.0]
 Array = NDArray[np.float64]
-Test = TypeVar("Test", bound=Callable[..., None])
-
-
-def compiles(test: Test) -> Test:
-    """What compiled tests must let pass: torch warns of itself, and here warnings are errors."""
-    # importing the compiler's backend (torch.utils.mkldnn) decorates methods with what torch has deprecated
-    test = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*is deprecated:DeprecationWarning")(test)
-    # the tracer looks whether an argument has a gradient; it hides this warning, but too late for an error
-    return pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")(test)
-
-
-def skip_without_compiler() -> None:
-    """To be called by tests that are marked with `compiles`."""
-    if compiler_problem() is not None:  # perhaps only since a test without that mark was the first to look
-        compiler_problem.cache_clear()
-    if problem := compiler_problem():
-        pytest.skip(f"nothing can be compiled: {problem}")
 
 
 def uniform(*shape: int, seed: int) -> Tensor:
@@ -453,9 +435,8 @@ def test_weights_of_extreme_log_likelihoods(level: float) -> None:
     assert importance_weights(log_likelihood).tolist() == [[0.0, 0.0, 1.0, 0.0]]
 
 
-@compiles
 def test_compiled_tables_and_draws_are_the_plain_ones() -> None:
-    skip_without_compiler()
+    require_compiler()
     for num, spread in ((300, 1.5), (45, 1e-3), (70, 40.0)):
         nodes, log_density = rough_density(num, torch.float32, spread)
         plain, table = tabulate(nodes, log_density), tabulate(nodes, log_density, compiled)

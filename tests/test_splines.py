@@ -28,8 +28,7 @@ from lvkam.splines import (
     uniform_knots,
 )
 from lvkam.univariate import FunctionFamily
-from tests.conftest import stream
-from tests.test_compilation import require_compiler
+from tests.conftest import require_compiler, stream
 
 DEGREES = [1, 2, 3, 4, 5]
 

@@ -24,8 +24,7 @@ from torch import Tensor
 from lvkam import univariate
 from lvkam.splines import BASES, Knots, features_backward
 from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions
-from tests.conftest import stream
-from tests.test_compilation import require_compiler
+from tests.conftest import require_compiler, stream
 
 ALARM = 1e-4
 BUMPS = ["RBF", "RSWAF"]
@@ -739,3 +738,23 @@ def test_a_layer_can_be_copied_and_saved(name: str) -> None:
     file.seek(0)
     other.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(other(x), values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gpu_computes_what_a_cpu_does(name: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    layer = lively_layer(name)
+    other = copy.deepcopy(layer).cuda()
+    x = torch.randn(300, 3, generator=stream(5)).requires_grad_()
+    y = x.detach().cuda().requires_grad_()
+    torch.testing.assert_close(other(y).cpu(), layer(x), atol=1e-4, rtol=1e-4)
+    other(y).square().sum().backward()
+    layer(x).square().sum().backward()
+    assert x.grad is not None
+    assert y.grad is not None
+    torch.testing.assert_close(y.grad.cpu(), x.grad, atol=1e-3, rtol=1e-3)
+    for one, two in zip(layer.parameters(), other.parameters(), strict=True):
+        assert one.grad is not None
+        assert two.grad is not None
+        torch.testing.assert_close(two.grad.cpu(), one.grad, atol=1e-2, rtol=1e-3)
