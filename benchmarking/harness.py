@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ class Report:
                 writer.writerows({"table": heading, **row} for row in rows)
         figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
         draw(axes)
-        axes.set_title(self.title, fontsize=10)
+        axes.set_title(textwrap.fill(self.title, 70), fontsize=9)
         figure.savefig(self.folder / f"{self.name}.png", dpi=100)
         plt.close(figure)
 
@@ -189,6 +190,7 @@ def bars(axes: Axes, names: Sequence[str], values: Sequence[float], label: str) 
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.15)
     axes.set_xlabel(label)
 
