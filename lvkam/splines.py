@@ -264,12 +264,19 @@ def features(
 
 
 def features_backward(
-    x: Tensor, base: Tensor, knots: Knots, bandwidth: Tensor | None, basis: Basis, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The features once more, and what a gradient with respect to them, (N, I, K+1), means for their arguments.
+    x: Tensor,
+    base: Tensor,
+    knots: Knots,
+    bandwidth: Tensor | None,
+    basis: Basis,
+    grad: Tensor,
+    again: bool = True,
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
+    """What a gradient with respect to the features, (N, I, K+1), means for their arguments, and the features again.
 
     Returns:
-        Features (N, I, K+1), of the dtype of `grad`; gradients of x and base, (N, I), and of the bandwidth, ().
+        Features (N, I, K+1), of the dtype of `grad`, if wanted `again`; gradients of x and base, (N, I), and of the
+        bandwidth, ().
     """
     values, slope = basis.with_slope(x, knots, bandwidth)
     values[..., -1] = base
@@ -278,7 +285,7 @@ def features_backward(
     grad_bandwidth = None
     if bandwidth is not None:  # B depends on (x - t) / eta alone
         grad_bandwidth = -(product * (x.unsqueeze(-1) - knots.grid)).sum() / bandwidth
-    return values.to(grad.dtype), product.sum(-1), grad[..., -1].to(x.dtype), grad_bandwidth
+    return values.to(grad.dtype) if again else None, product.sum(-1), grad[..., -1].to(x.dtype), grad_bandwidth
 
 
 def evaluate_spline(basis: Tensor, coef: Tensor) -> Tensor:

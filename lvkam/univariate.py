@@ -4,8 +4,8 @@
 
 Each of the I inputs has its own grid, shared by its O functions. Written with the features
 F = (B_1, ..., B_K, b) and the weights W = (w_spline coef, w_base), a layer is one matrix product: N points with
-I (K+1) features each, times I (K+1) x O. The features are K+1 times as large as the inputs: they are never kept,
-but computed again for the gradient, a few rows at a time.
+I (K+1) features each, times I (K+1) x O. The features are K+1 times as large as the inputs: beyond one
+chunk of rows they are not kept, but computed again for the gradient, chunk by chunk.
 
 Letters: N points, I inputs, O outputs, G grid intervals, k spline degree, K basis functions.
 """
@@ -123,7 +123,7 @@ class _Features(torch.autograd.Function):
 
 
 class _SummedFunctions(torch.autograd.Function):
-    """F(x) W, (N, O), some rows at a time, keeping nothing but its arguments."""
+    """F(x) W, (N, O), a chunk of rows at a time, keeping its arguments and at most one chunk of features."""
 
     @staticmethod
     def forward(
@@ -143,8 +143,10 @@ class _SummedFunctions(torch.autograd.Function):
         rows = family.rows_at_a_time(matrix)
         out = matrix.new_empty(len(x), matrix.shape[1])
         for x_, base_, out_ in zip(x.split(rows), base.split(rows), out.split(rows), strict=True):
-            kernel = family.kernel(features, len(x_))
-            torch.mm(kernel(x_, base_, knots, bandwidth, family.basis, dtype).flatten(1), matrix, out=out_)
+            values = family.kernel(features, len(x_))(x_, base_, knots, bandwidth, family.basis, dtype).flatten(1)
+            torch.mm(values, matrix, out=out_)
+            ctx.values = values if len(x) <= rows else None  # a single chunk is kept, more are computed again
+            del values
         return out.to(x.dtype)
 
     @staticmethod
@@ -166,15 +168,19 @@ class _SummedFunctions(torch.autograd.Function):
 
         def chunk(first: bool, x: Tensor, base: Tensor, grad: Tensor, grad_x: Tensor, grad_base: Tensor) -> None:
             # a function, so that the features of one chunk are gone before those of the next are computed
+            values = ctx.values if all_kept else None
             if wants_inputs:
                 grad_features = (grad @ matrix.T).view(*x.shape, len(matrix) // x.shape[1])
                 kernel = family.kernel(features_backward, len(x))
-                values, for_x, for_base, for_bandwidth = kernel(x, base, knots, bandwidth, basis, grad_features)
+                again, for_x, for_base, for_bandwidth = kernel(
+                    x, base, knots, bandwidth, basis, grad_features, values is None
+                )
+                values = again if values is None else values
                 grad_x.copy_(for_x)
                 grad_base.copy_(for_base)
                 if grad_bandwidth is not None:
                     grad_bandwidth.add_(for_bandwidth)
-            else:  # latents carry no gradient
+            elif values is None:  # latents carry no gradient
                 values = family.kernel(features, len(x))(x, base, knots, bandwidth, basis, dtype)
             if wants_matrix and dtype == grad_matrix.dtype:
                 grad_matrix.addmm_(values.flatten(1).T, grad, beta=0 if first else 1)
