@@ -4,8 +4,8 @@
 
 Each of the I inputs has its own grid, shared by its O functions. Written with the features
 F = (B_1, ..., B_K, b) and the weights W = (w_spline coef, w_base), a layer is one matrix product: N points with
-I (K+1) features each, times I (K+1) x O. The features are K+1 times as large as the inputs: beyond one
-chunk of rows they are not kept, but computed again for the gradient, chunk by chunk.
+I (K+1) features each, times I (K+1) x O. Being K+1 times as large as the inputs, the
+features are not kept beyond one chunk of rows, but computed again for the gradient, chunk by chunk.
 
 Letters: N points, I inputs, O outputs, G grid intervals, k spline degree, K basis functions.
 """

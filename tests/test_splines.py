@@ -295,6 +295,7 @@ def test_kernels_and_slow_path_are_the_same_function(degree: int) -> None:
         found, grad_x, _, grad_bandwidth = features_backward(
             x.detach(), torch.zeros_like(x), knots, None if eta is None else eta.detach(), basis, grad
         )
+        assert found is not None
         np.testing.assert_allclose(found[..., :-1].numpy(), plain.detach().numpy(), atol=1e-12)
         wanted = torch.autograd.grad((plain * grad[..., :-1]).sum(), [x] if eta is None else [x, eta])
         scale = wanted[0].abs().amax(0)
