@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import ctypes
-import functools
 import importlib.metadata
 import os
 import platform
@@ -29,6 +28,9 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from tqdm import tqdm
+
+from cli.main import keep_freed_memory
+from lvkam.compilation import compiler_problem
 
 RESULTS = Path(__file__).parent / "results"
 NIST = Path(__file__).parents[1] / "nist_config.ini"
@@ -53,13 +55,9 @@ class Timing:
         return float(np.median(self.seconds / other.seconds))
 
 
-@functools.cache
-def keep_freed_memory() -> None:
-    """As the command `lvkam` does: else half of what is measured is the system clearing pages."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-3, 2**30)
-        mallopt(-1, 2**31 - 1)
+def variants() -> dict[str, bool]:
+    """Names of lvkam's variants, and whether their kernels are compiled: both where a compiler works."""
+    return {"lvkam, not compiled": False} | ({} if compiler_problem() else {"lvkam": True})
 
 
 def interleave(
@@ -73,7 +71,7 @@ def interleave(
         warmup: calls of each that are not counted.
         longest: seconds.
     """
-    keep_freed_memory()
+    keep_freed_memory()  # as the command `lvkam` does
     for call in candidates.values():
         for _ in range(warmup):
             call()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from benchmarking.harness import NIST, Row, interleave, options
+from benchmarking.harness import NIST, Row, interleave, options, variants
 from benchmarking.train_step import training_step
 from lvkam import build_model, load_config
-from lvkam.compilation import compiler_problem
 from lvkam.data import load_dataset
 from lvkam.training import random_stream
 
@@ -17,9 +16,8 @@ SIZES = (10, 50, 100)
 def main() -> None:
     report = options("latent_dim", "A training step and 64 drawn images for n_z latent coordinates, 2 n_z hidden")
     images = load_dataset("MNIST", 8192, 64, (14, 14)).train
-    variants = {"lvkam, not compiled": False} | ({} if compiler_problem() else {"lvkam": True})
     rows: list[Row] = []
-    for name, compiled in variants.items():
+    for name, compiled in variants().items():
         calls = {}
         for size in SIZES:
             widths = [f"MIX_PRIOR.layer_widths=50, {size}", f"KAN_LIKELIHOOD.expert_widths={size}, {2 * size}"]
@@ -35,7 +33,7 @@ def main() -> None:
     report.add("milliseconds", rows)
 
     def draw(axes: Axes) -> None:
-        for name in variants:
+        for name in variants():
             for what, style in (("training step", "o-"), ("drawing", "s--")):
                 values = [float(row["ms"]) for row in rows if (row["model"], row["what"]) == (name, what)]
                 axes.plot(SIZES, values, style, label=f"{name}: {what}")

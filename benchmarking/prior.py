@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 from matplotlib.axes import Axes
 
-from benchmarking.harness import NIST, Row, bars, interleave, options
+from benchmarking.harness import NIST, Row, bars, interleave, options, variants
 from benchmarking.peers import PortedModel, prior_floor
 from lvkam import build_model, load_config
-from lvkam.compilation import compiler_problem
 from lvkam.prior import MixturePrior
 from lvkam.training import random_stream
 
@@ -33,8 +32,7 @@ def main() -> None:
         "prior", f"The prior at nist_config.ini's sizes: 101 coordinates, 50 components, {NUM_SAMPLES} draws"
     )
     config = load_config(NIST)
-    variants = {"lvkam, not compiled": False} | ({} if compiler_problem() else {"lvkam": True})
-    models = {name: build_model(config, 196, compile=compiled) for name, compiled in variants.items()}
+    models = {name: build_model(config, 196, compile=compiled) for name, compiled in variants().items()}
     candidates = {
         f"{name}: {part}": call for name, model in models.items() for part, call in calls_of(model.prior).items()
     }

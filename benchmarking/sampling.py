@@ -8,9 +8,8 @@ import torch
 from matplotlib.axes import Axes
 from torch import nn
 
-from benchmarking.harness import NIST, Row, interleave, options
+from benchmarking.harness import NIST, Row, interleave, options, variants
 from lvkam import LVKAM, build_model, load_config
-from lvkam.compilation import compiler_problem
 from lvkam.training import random_stream
 
 BATCHES = (64, 512, 4096)
@@ -51,8 +50,7 @@ def decoding(decoder: nn.Module, latent_dim: int, batch: int) -> Callable[[], No
 def main() -> None:
     report = options("sampling", f"Images drawn a second, 14x14, {IMAGES} at a time in batches")
     config = load_config(NIST)
-    variants = {"lvkam, not compiled": False} | ({} if compiler_problem() else {"lvkam": True})
-    models = {name: build_model(config, 196, compile=compiled) for name, compiled in variants.items()}
+    models = {name: build_model(config, 196, compile=compiled) for name, compiled in variants().items()}
     generator = next(iter(models.values())).generator
     num_parameters = sum(p.numel() for p in generator.parameters())
     decoder = mlp_decoder(config.prior.latent_dim, 196, num_parameters)

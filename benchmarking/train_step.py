@@ -10,10 +10,9 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from benchmarking.harness import NIST, Row, bars, interleave, options
+from benchmarking.harness import NIST, Row, bars, interleave, options, variants
 from benchmarking.peers import Floor, PortedModel, prior_floor
 from lvkam import LVKAM, build_model, build_objective, load_config
-from lvkam.compilation import compiler_problem
 from lvkam.config import Config
 from lvkam.data import load_dataset
 from lvkam.optimizers import build_optimizer
@@ -84,8 +83,7 @@ def main() -> None:
     for num_samples in SAMPLES:
         config = load_config(NIST, [f"TRAINING.MC_expectation_sample_size={num_samples}"])
         batches = list(images.split(config.training.batch_size))
-        variants = {"lvkam, not compiled": False} | ({} if compiler_problem() else {"lvkam": True})
-        for variant, compiled in variants.items():
+        for variant, compiled in variants().items():
             name = f"{variant}, S = {num_samples}"
             model = build_model(config, images.shape[1], compile=compiled)
             model.update_grids(64, random_stream(1, "training"), prior=True, generator=True)

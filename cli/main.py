@@ -57,7 +57,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def main() -> None:
     """Run the command line and exit."""
     warnings.showwarning = _show_warning
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -85,7 +85,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(w in str(error) for w in words)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc to reuse freed blocks rather than return them to the system.
 
     A training step frees and takes again tens of megabytes; having the system hand out and clear these pages
