@@ -35,6 +35,8 @@ from lvkam.compilation import compiler_problem
 RESULTS = Path(__file__).parent / "results"
 NIST = Path(__file__).parents[1] / "nist_config.ini"
 Row = dict[str, str | float | int]
+M_MMAP_THRESHOLD = -3
+"""glibc's name of the size from which memory is mapped for itself."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,12 @@ def variants() -> dict[str, bool]:
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 5, longest: float = 60
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 5,
+    longest: float = 60,
+    *,
+    as_command: bool = True,
 ) -> dict[str, Timing]:
     """Time candidates in turn.
 
@@ -70,8 +77,10 @@ def interleave(
         rounds: how often each is timed; fewer, but at least 3, if all that takes longer than `longest`.
         warmup: calls of each that are not counted.
         longest: seconds.
+        as_command: keep freed memory in the process from now on, as the command `lvkam` does and no library may.
     """
-    keep_freed_memory()  # as the command `lvkam` does
+    if as_command:
+        keep_freed_memory()
     for call in candidates.values():
         for _ in range(warmup):
             call()
@@ -91,13 +100,15 @@ def interleave(
 def peak_memory(call: Callable[[], object]) -> float | None:
     """MiB by which a call raises the process's memory at its highest; None where the system does not tell.
 
-    To be measured before anything is timed: afterwards freed memory is kept, and what is counted depends on its holes.
+    From now on each larger tensor gets pages of its own, which go back when it does, so that holes in the allocator's
+    memory are not counted. That is slow: what follows is no longer timed as in an ordinary process.
     """
     clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is None or not os.access(clear, os.W_OK):
+    libc = ctypes.CDLL(None)
+    if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") and os.access(clear, os.W_OK)):
         return None
-    trim(0)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**16)
+    libc.malloc_trim(0)
 
     def read(key: str) -> float:
         line = next(line for line in status.read_text().splitlines() if line.startswith(key))

@@ -12,7 +12,7 @@ n quadrature nodes, D data dimensions.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import torch
 import torch.nn.functional as F
@@ -178,8 +178,10 @@ def prior_floor(prior: MixturePrior, num_samples: int) -> Callable[[], None]:
     return products
 
 
-def other_libraries(widths: list[int], grid_size: int, degree: int) -> tuple[dict[str, nn.Module], list[str]]:
-    """Other KAN libraries, as far as they are installed and work here, by name; and why the others are left out."""
+def other_libraries(
+    widths: list[int], grid_size: int, degree: int, left_out: Set[str] = frozenset()
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """Other KAN libraries, as far as they are installed and work here, by name; and why the others are missing."""
     builders: dict[str, Callable[[], nn.Module]] = {
         "inkan": lambda: _inkan(widths, grid_size, degree, "local"),
         "inkan, dense": lambda: _inkan(widths, grid_size, degree, "dense"),
@@ -188,9 +190,9 @@ def other_libraries(widths: list[int], grid_size: int, degree: int) -> tuple[dic
     }
     found: dict[str, nn.Module] = {}
     missing: list[str] = []
-    for name, build in builders.items():
+    for name in [name for name in builders if name not in left_out]:
         try:
-            found[name] = build()
+            found[name] = builders[name]()
             found[name](torch.rand(4, widths[0]))  # some compile when first called
         except (ImportError, RuntimeError, OSError, AttributeError, TypeError) as error:
             found.pop(name, None)

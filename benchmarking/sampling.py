@@ -58,7 +58,7 @@ def main() -> None:
     for batch in BATCHES:
         calls = {name: drawing(model, batch) for name, model in models.items()}
         calls["MLP decoder"] = decoding(decoder, config.prior.latent_dim, batch)
-        timings = interleave(calls, 5 if report.quick else 21, warmup=2)
+        timings = interleave(calls, 3 if report.quick else 21, warmup=1 if report.quick else 2)
         for name, timing in timings.items():
             rows.append({
                 "batch": batch, "model": name, "images/s": round(IMAGES / timing.median),

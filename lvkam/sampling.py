@@ -184,13 +184,12 @@ def inverse_transform(table: CellTable, component: Tensor, uniform: Tensor, comp
     Returns:
         (N, Q), of the dtype of the nodes, inside their range.
     """
-    q = torch.arange(table.nodes.shape[0], device=table.nodes.device)
-    ends = table.block_cdf[q, component]  # (N, Q, C/BLOCK)
-    block = compiler(_find)(ends, uniform.clamp(0, _ALMOST_ONE))
-    nodes = table.nodes.unfold(-1, BLOCK + 1, BLOCK)[q, block]  # (N, Q, BLOCK + 1)
-    log_density = table.log_density.unfold(-1, BLOCK + 1, BLOCK)[q, component, block]
-    below = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
-    share = (uniform - below) / (ends.gather(-1, block.unsqueeze(-1)).squeeze(-1) - below)
+    row = component + table.block_cdf.shape[1] * torch.arange(table.nodes.shape[0], device=component.device)
+    ends = table.block_cdf.flatten(0, 1).index_select(0, row.flatten()).unflatten(0, row.shape)  # (N, Q, C/BLOCK)
+    block, share = compiler(_block_of)(ends, uniform)
+    num_nodes, first = table.nodes.shape[1], block * BLOCK
+    nodes = _windows(table.nodes, num_nodes * torch.arange(table.nodes.shape[0], device=component.device) + first)
+    log_density = _windows(table.log_density, num_nodes * row + first)
     # kernels of one step each: fused into one, whatever a gather needs would be computed again for it
     cdf = compiler(_cell_cdf)(nodes, log_density)
     total = cdf[..., -1]
@@ -198,6 +197,20 @@ def inverse_transform(table: CellTable, component: Tensor, uniform: Tensor, comp
     # the first cell that reaches past the aim; at the very end the last one that has mass
     cell = compiler(_find)(cdf, torch.minimum(aim, total * (1 - torch.finfo(cdf.dtype).eps / 2)))
     return compiler(_place_in_cell)(*compiler(_cell_of)(nodes, log_density, cdf, cell, aim))
+
+
+def _block_of(ends: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The block in which each draw falls, and the share of its mass before the draw: (..., C/BLOCK), (...) -> (...)."""
+    block = _find(ends, uniform.clamp(0, _ALMOST_ONE))
+    below = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
+    return block, (uniform - below) / (ends.gather(-1, block.unsqueeze(-1)).squeeze(-1) - below)
+
+
+def _windows(values: Tensor, first: Tensor) -> Tensor:
+    """BLOCK + 1 values in a row from each place on, counted through the whole tensor: (...) -> (..., BLOCK + 1)."""
+    windows = values.flatten().unfold(0, BLOCK + 1, 1)
+    # whole rows at a time: several times faster than indexing
+    return windows.index_select(0, first.flatten()).unflatten(0, first.shape)
 
 
 def _cell_cdf(nodes: Tensor, log_density: Tensor) -> Tensor:
