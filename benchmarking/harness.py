@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
 
 from cli.main import keep_freed_memory
@@ -154,7 +155,7 @@ class Report:
                 writer.writerows({"table": heading, **row} for row in rows)
         figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
         draw(axes)
-        axes.set_title(textwrap.fill(self.title, 70), fontsize=9)
+        figure.suptitle(textwrap.fill(self.title, 80), fontsize=9)
         figure.savefig(self.folder / f"{self.name}.png", dpi=100)
         plt.close(figure)
 
@@ -200,6 +201,7 @@ def bars(axes: Axes, names: Sequence[str], values: Sequence[float], label: str) 
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.15)
     axes.set_xlabel(label)
 

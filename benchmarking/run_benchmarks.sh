@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run all benchmarks, one after the other, and sum them up: text, CSV and a picture of each in benchmarking/results.
-# Options: --quick (under two minutes, into results/quick), --output DIR. Other KAN libraries take part where
+# Options: --quick (two to three minutes, most of it compiling; into results/quick), --output DIR. Other KAN libraries take part where
 # `pip install -e .[bench]` has installed them.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -74,6 +74,7 @@ def main() -> None:
         axes.set(xscale="log", yscale="log", xlabel="batch", ylabel="images a second", xticks=BATCHES)
         axes.set_xticks(BATCHES, [str(batch) for batch in BATCHES])
         axes.minorticks_off()
+        axes.set_yticks([5000, 10000, 20000, 50000, 100000], ["5,000", "10,000", "20,000", "50,000", "100,000"])
         axes.legend(fontsize=8)
 
     report.write(draw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from benchmarking.harness import NIST, Row, interleave, options, peak_memory
 from benchmarking.train_step import training_step
@@ -73,6 +74,10 @@ def main() -> None:
         for letter, (sizes, curve) in curves.items():
             axes.plot(np.array(sizes) / sizes[0], curve, "o-", label=letter)
         axes.set(xscale="log", yscale="log", xlabel="times the smallest", ylabel="ms a step")
+        axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend(fontsize=8)
 
     report.write(draw)
