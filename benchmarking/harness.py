@@ -35,6 +35,8 @@ from lvkam.compilation import compiler_problem
 
 RESULTS = Path(__file__).parent / "results"
 NIST = Path(__file__).parents[1] / "nist_config.ini"
+VANILLA = "THERMODYNAMIC_INTEGRATION.num_temps=-1"
+"""Override for importance sampling."""
 Row = dict[str, str | float | int]
 M_MMAP_THRESHOLD = -3
 """glibc's name of the size from which memory is mapped for itself."""

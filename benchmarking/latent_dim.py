@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from benchmarking.harness import NIST, Row, interleave, options, variants
+from benchmarking.harness import NIST, VANILLA, Row, interleave, options, variants
 from benchmarking.train_step import training_step
 from lvkam import build_model, load_config
 from lvkam.data import load_dataset
@@ -21,7 +21,7 @@ def main() -> None:
         calls = {}
         for size in SIZES:
             widths = [f"MIX_PRIOR.layer_widths=50, {size}", f"KAN_LIKELIHOOD.expert_widths={size}, {2 * size}"]
-            config = load_config(NIST, widths)
+            config = load_config(NIST, [VANILLA, *widths])
             model = build_model(config, images.shape[1], compile=compiled)
             model.update_grids(64, random_stream(1, "training"), prior=True, generator=True)
             rng = random_stream(1, "generation")

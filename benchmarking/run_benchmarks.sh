@@ -7,7 +7,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 python=$root/.venv/bin/python
 [ -x "$python" ] || python=python3
-for name in kan_layers prior train_step sampling latent_dim scaling; do
+for name in kan_layers prior train_step temperatures sampling latent_dim scaling; do
     "$python" -m "benchmarking.$name" "$@"
 done
 "$python" -m benchmarking.summary "$@"

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from benchmarking.harness import NIST, Row, interleave, options, peak_memory
+from benchmarking.harness import NIST, VANILLA, Row, interleave, options, peak_memory
 from benchmarking.train_step import training_step
 from lvkam import build_model, load_config
 from lvkam.compilation import compiler_problem
@@ -26,6 +26,7 @@ FASTEST = "lvkam" if compiler_problem() is None else "lvkam, not compiled"
 
 def overrides(sizes: dict[str, int]) -> list[str]:
     return [
+        VANILLA,
         f"MIX_PRIOR.layer_widths={sizes['P']}, {sizes['Q']}",
         f"KAN_LIKELIHOOD.expert_widths={sizes['Q']}, 100",
         f"MIX_PRIOR.grid_size={sizes['G']}",

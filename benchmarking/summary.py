@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarking.harness import options
 
 PEERS = ("inkan", "inkan, dense", "flashkan", "pykan")
-ORDER = ("kan_layers", "prior", "train_step", "sampling", "latent_dim", "scaling")
+ORDER = ("kan_layers", "prior", "train_step", "temperatures", "sampling", "latent_dim", "scaling")
 
 
 def tables(path: Path) -> dict[str, list[dict[str, str]]]:
@@ -43,7 +44,30 @@ def targets(folder: Path) -> list[dict[str, str]]:
         found.append({"target": what, "at most": f"{most:.4g}", "measured": f"{measured:.4g}", "verdict": verdict})
 
     rows = {name: [row for part in tables(folder / f"{name}.csv").values() for row in part] for name in ORDER}
-    layers = {(row["N"], row["layers"]): row for row in rows["kan_layers"] if "ratio" in row}
+    _judge_layers(rows["kan_layers"], judge)
+    steps = {row["step"]: row for row in rows["train_step"]}
+    if "lvkam, S = 64" in steps:
+        ours = steps["lvkam, S = 64"]
+        judge("training step, times its floors", 2.5, float(ours["times floor"]))
+        judge("training step, share of the port's time", 0.1, 1 / float(ours["times faster than port"]))
+    more = next(row for row in rows["train_step"] if "S = 1024 over S = 64" in row)
+    judge("training step, S = 1024 over S = 64", 8, float(more["S = 1024 over S = 64"]))
+    for row in rows["temperatures"]:
+        if (row["model"], row["step"]) == ("lvkam", "T = 100, no resampling"):
+            most = float(row["times importance sampling"])
+            judge("training step with 100 temperatures, times one of importance sampling", 1.2, most)
+    for row in rows["sampling"]:
+        if row["model"] == "lvkam":
+            share = float(row["share of MLP's"])
+            judge(f"drawing in batches of {row['batch']}, an MLP decoder's speed over lvkam's", 2, 1 / share)
+    for row in rows["scaling"]:
+        if "exponent of the time" in row and row["size"] in {"B", "S", "Q", "P"}:
+            judge(f"exponent of a step's time in {row['size']}", 1.1, float(row["exponent of the time"]))
+    return found
+
+
+def _judge_layers(rows: list[dict[str, str]], judge: Callable[[str, float, float], None]) -> None:
+    layers = {(row["N"], row["layers"]): row for row in rows if "ratio" in row}
     for num_points, most in (("512", 1.5), ("4096", 1.35)):
         if (num_points, "lvkam") in layers:
             ours = float(layers[num_points, "lvkam"]["ratio"])
@@ -55,25 +79,10 @@ def targets(folder: Path) -> list[dict[str, str]]:
                 if (num_points, slow) in layers:
                     share = ours / float(layers[num_points, slow]["ratio"])
                     judge(f"layers at N = {num_points}, share of the time of {slow}", 0.25, share)
-    peak = [row for row in rows["kan_layers"] if "peak MiB" in row and row["layers"] == "lvkam"]
+    peak = [row for row in rows if "peak MiB" in row and row["layers"] == "lvkam"]
     if peak:
         judge("layers at N = 4096, peak MiB", 150, float(peak[0]["peak MiB"]))
-    judge("largest error of the B-splines", 3e-6, max(float(r["error"]) for r in rows["kan_layers"] if "error" in r))
-    steps = {row["step"]: row for row in rows["train_step"]}
-    if "lvkam, S = 64" in steps:
-        ours = steps["lvkam, S = 64"]
-        judge("training step, times its floors", 2.5, float(ours["times floor"]))
-        judge("training step, share of the port's time", 0.1, 1 / float(ours["times faster than port"]))
-    more = next(row for row in rows["train_step"] if "S = 1024 over S = 64" in row)
-    judge("training step, S = 1024 over S = 64", 8, float(more["S = 1024 over S = 64"]))
-    for row in rows["sampling"]:
-        if row["model"] == "lvkam":
-            share = float(row["share of MLP's"])
-            judge(f"drawing in batches of {row['batch']}, an MLP decoder's speed over lvkam's", 2, 1 / share)
-    for row in rows["scaling"]:
-        if "exponent of the time" in row and row["size"] in {"B", "S", "Q", "P"}:
-            judge(f"exponent of a step's time in {row['size']}", 1.1, float(row["exponent of the time"]))
-    return found
+    judge("largest error of the B-splines", 3e-6, max(float(r["error"]) for r in rows if "error" in r))
 
 
 def main() -> None:

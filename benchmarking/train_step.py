@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from benchmarking.harness import NIST, Row, bars, interleave, options, variants
+from benchmarking.harness import NIST, VANILLA, Row, bars, interleave, options, variants
 from benchmarking.peers import Floor, PortedModel, prior_floor
 from lvkam import LVKAM, build_model, build_objective, load_config
 from lvkam.config import Config
@@ -81,7 +81,7 @@ def main() -> None:
     calls: dict[str, Callable[[], None]] = {}
     counts: dict[str, list[int]] = {}
     for num_samples in SAMPLES:
-        config = load_config(NIST, [f"TRAINING.MC_expectation_sample_size={num_samples}"])
+        config = load_config(NIST, [VANILLA, f"TRAINING.MC_expectation_sample_size={num_samples}"])
         batches = list(images.split(config.training.batch_size))
         for variant, compiled in variants().items():
             name = f"{variant}, S = {num_samples}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -11,11 +12,16 @@ from .options import checkpoint_argument, data_dir_option, json_option, overwrit
 
 @click.command("evaluate")
 @checkpoint_argument
-@click.option("--estimator", type=click.Choice(["importance"]), default="importance", show_default=True)
-@click.option("--num-images", type=click.IntRange(1), default=1000, show_default=True,
+@click.option("--estimator", type=click.Choice(["importance", "annealed"]), default="importance", show_default=True,
+              help="Prior samples shared by the images, or particles of each image's own, annealed.")  # fmt: skip
+@click.option("--num-images", type=click.IntRange(1), show_default="1000, annealed: 100",
               help="How many images, the first of the test split.")  # fmt: skip
-@click.option("--num-samples", type=click.IntRange(2), default=20000, show_default=True,
-              help="Prior samples, shared by the images.")  # fmt: skip
+@click.option("--num-samples", type=click.IntRange(2), show_default="20000, annealed: 16",
+              help="Prior samples, or particles of an image in each of 20 repetitions.")  # fmt: skip
+@click.option("--num-temps", type=click.IntRange(1, 10**6), default=100, show_default=True,
+              help="Temperatures, for annealing.")  # fmt: skip
+@click.option("--moves", type=click.IntRange(0, 10**6), default=1, show_default=True,
+              help="Metropolis moves at each temperature, for annealing.")  # fmt: skip
 @click.option("--metrics", type=click.Choice(["nll"]), default="nll", show_default=True, expose_value=False,
               help="What to measure; there is one measure in this version.")  # fmt: skip
 @click.option("--per-image", type=click.Path(path_type=Path), help="CSV file for the figures of each image.")
@@ -25,9 +31,11 @@ from .options import checkpoint_argument, data_dir_option, json_option, overwrit
 @json_option
 def command(
     checkpoint: Path,
-    estimator: str,
-    num_images: int,
-    num_samples: int,
+    estimator: Literal["importance", "annealed"],
+    num_images: int | None,
+    num_samples: int | None,
+    num_temps: int,
+    moves: int,
     per_image: Path | None,
     overwrite: bool,
     seed: int | None,
@@ -37,18 +45,29 @@ def command(
     """Estimate the negative log-likelihood of test images under a trained model."""
     import json
 
-    from lvkam.inference import evaluate_checkpoint
+    from lvkam.inference import LOWEST_SAMPLE_SIZE, evaluate_checkpoint
 
     summary = evaluate_checkpoint(
-        checkpoint, num_images, num_samples, seed, data_dir, per_image=per_image, overwrite=overwrite
-    )
+        checkpoint, num_images, num_samples, seed, data_dir,
+        estimator=estimator, num_temps=num_temps, moves=moves, per_image=per_image, overwrite=overwrite,
+    )  # fmt: skip
+    if summary["effective_sample_size"] < LOWEST_SAMPLE_SIZE:
+        remedy = "--estimator annealed, or more --num-samples" if estimator == "importance" else "more --num-samples"
+        click.echo(
+            f"warning: an effective sample size of {summary['effective_sample_size']:.1f} is too low to trust the "
+            f"estimate or its error; try {remedy}",
+            err=True,
+        )
     if as_json:
         click.echo(json.dumps(summary, indent=2))
         return
+    total = summary["num_samples"] * summary["num_repetitions"]
     click.echo(f"test NLL               {summary['nll_nats']:.3f} +- {summary['nll_stderr']:.3f} nats an image")
     click.echo(f"bits per dimension     {summary['bits_per_dim']:.4f}")
-    click.echo(f"effective sample size  {summary['effective_sample_size']:.1f} of {num_samples} ({estimator})")
-    click.echo(f"images                 {num_images}, the first of the test split")
+    click.echo(f"effective sample size  {summary['effective_sample_size']:.1f} of {total} ({estimator})")
+    if summary["acceptance"] is not None:
+        click.echo(f"accepted moves         {100 * summary['acceptance']:.0f} %, at {num_temps} temperatures")
+    click.echo(f"images                 {summary['num_images']}, the first of the test split")
     if summary["likelihood"] == "bernoulli":
         click.echo("On grey values the Bernoulli log-likelihood is a cross-entropy: it does not compare")
         click.echo("with densities of discretised data. On average the estimate is an upper bound.")

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "Train a model from an INI file.",
     "sample": "Draw images from a trained model.",
     "evaluate": "Estimate the likelihood of test images.",
+    "plot": "Draw what a model has learnt.",
     "info": "Show what a checkpoint holds, and verify it.",
     "check": "Resolve a configuration; train nothing.",
 }

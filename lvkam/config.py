@@ -240,9 +240,14 @@ def _without_wrong(
     return right
 
 
+_ESTIMATOR = ("THERMODYNAMIC_INTEGRATION", "estimator")
+_TEMPERATURES = ("THERMODYNAMIC_INTEGRATION", "num_temps")
 _PARTNERS = {
     ("KAN_LIKELIHOOD", "expert_widths"): [("MIX_PRIOR", "layer_widths")],
     ("KAN_LIKELIHOOD", "output_activation"): [("KAN_LIKELIHOOD", "likelihood_model")],
+    ("THERMODYNAMIC_INTEGRATION", "resampler"): [_ESTIMATOR, _TEMPERATURES],
+    ("THERMODYNAMIC_INTEGRATION", "moves_per_temperature"): [_ESTIMATOR, _TEMPERATURES],
+    ("MIX_PRIOR", "normalization"): [_TEMPERATURES, ("THERMODYNAMIC_INTEGRATION", "moves_per_temperature")],
     ("TRAINING", "batch_size"): [("TRAINING", "N_train")],
     ("TRAINING", "N_train"): [("TRAINING", "dataset")],
     ("TRAINING", "N_test"): [("TRAINING", "dataset")],
@@ -260,6 +265,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
         )
     if config.generator.likelihood == "bernoulli" and config.generator.output_activation != "sigmoid":
         yield "KAN_LIKELIHOOD", "output_activation", "sigmoid, which likelihood_model = bernoulli needs"
+    yield from _thermodynamic_contradictions(config)
     training = config.training
     if training.dataset in SPLIT_SIZES:
         most_train, most_test = SPLIT_SIZES[training.dataset]
@@ -277,13 +283,28 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
             yield name, "grid_range", f"wide enough for {section.grid_size} intervals in single precision"
 
 
+def _thermodynamic_contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
+    settings = config.thermodynamic
+    if settings.num_temps <= 1:  # none of it is used
+        return
+    if settings.estimator == "telescoped":
+        if settings.resampler != "none":
+            yield _TEMPERATURES[0], "resampler", "none, since estimator = telescoped resamples by itself"
+        if settings.moves_per_temperature:
+            yield _TEMPERATURES[0], "moves_per_temperature", "0, which estimator = telescoped needs"
+    if settings.moves_per_temperature and config.prior.normalization == "contrastive":
+        yield (
+            "MIX_PRIOR",
+            "normalization",
+            "quadrature, since after moves_per_temperature no draws of the prior are left",
+        )
+
+
 def _not_implemented(config: Config) -> Iterator[tuple[str, str]]:
     sections = dict(config.sections())
     for (section, key), values in NOT_IMPLEMENTED.items():
         if getattr(sections[section], SECTIONS[section].fields_by_key()[key][0]) in values:
             yield section, key
-    if config.thermodynamic.num_temps > 1:
-        yield "THERMODYNAMIC_INTEGRATION", "num_temps"
     if config.optimizer.warmup_steps:
         yield "OPTIMIZER", "warmup_steps"
     if config.training.gen_every:
@@ -303,7 +324,7 @@ def key_table() -> str:
             parts.append(f"| `{key}` | {allowed_text(field)} | `{write_value(defaults[key])}` | {field.description} |")
         parts.append("")
     not_yet = [f"`{key} = {write_value(v)}`" for (_, key), values in NOT_IMPLEMENTED.items() for v in values]
-    not_yet += ["`num_temps` above 1", "`warmup_steps`", "`gen_every`"]
+    not_yet += ["`warmup_steps`", "`gen_every`"]
     parts.append(f"Accepted by the dialect but refused in this version: {', '.join(not_yet)}.")
     return "\n".join(parts) + "\n"
 

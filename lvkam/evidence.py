@@ -1,14 +1,19 @@
 """Estimates of the evidence log p(x), to evaluate a model with.
 
-    log p(x) ~ log mean_s p(x | z_s),   z_s from the prior
+    importance   log p(x) ~ log mean_s p(x | z_s),   z_s from the prior
+    annealed     log p(x) ~ log mean_r Z_r,   Z_r by particles that go from prior to posterior (`lvkam.annealing`)
 
-The average is unbiased for p(x); its logarithm is too low on average, by about half its squared standard error.
+Either average is unbiased for p(x); its logarithm is too low on average, by about half its squared standard error.
+Where few samples of the prior explain an image that error is large and cannot be seen in the samples themselves;
+annealed particles find such places.
 
-Letters: B images, S samples, R blocks of samples.
+Letters: B images, S samples or particles, R independent blocks or repetitions, T temperatures.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 
@@ -16,13 +21,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lvkam.annealing import RESAMPLERS, Annealed, Resampler, anneal, power_schedule, redrawing
 from lvkam.model import LVKAM
+from lvkam.sampling import CellTable
 
 NUM_BLOCKS = 32
 """Blocks of samples for the jackknife."""
 
+REPETITIONS = 20
+"""Independent repetitions of annealing, for the jackknife."""
+
+EXPONENT = 2.0
+"""p of the temperatures (k/T)^p that evidence is annealed at."""
+
 CHUNK = 1024
 """Samples that go through the generator at a time, to bound the memory."""
+
+PARTICLES = 4096
+"""Particles that are annealed at a time."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +50,12 @@ class Evidence:
     standard_error: Tensor
     """(B,), of the estimate, the image held fixed."""
     effective_sample_size: Tensor
-    """(B,), between 1 and S."""
+    """(B,), between 1 and S; of R times S particles likewise: by how unequal the repetitions are."""
     mean_standard_error: float
     """Of the mean over the images. They share the samples, so that their errors do not average out as
-    independent ones would; it comes from leaving out the same block of samples for all of them."""
+    independent ones would; it comes from leaving out the same block or repetition for all of them."""
+    acceptance: float | None = None
+    """Share of the moves that were accepted; None without moves."""
 
 
 @torch.no_grad()
@@ -72,14 +90,100 @@ def importance_log_evidence(
         block_sums.append(torch.stack([c.logsumexp(1) for c in chunks]).logsumexp(0))
         squares.append(torch.stack([(2 * c).logsumexp(1) for c in chunks]).logsumexp(0))
     blocks = torch.stack(block_sums)  # (R, B): log sum_s p(x_b | z_s) over each block
-    total = blocks.logsumexp(0)
-    log_evidence = total - math.log(num_samples)
-    ess = torch.exp(2 * total - torch.stack(squares).logsumexp(0))
+    ess = torch.exp(2 * blocks.logsumexp(0) - torch.stack(squares).logsumexp(0))
+    return _average(blocks, torch.tensor(sizes), ess)
 
-    left = num_samples - torch.tensor(sizes, dtype=torch.float64, device=x.device)
-    without = _leave_one_out(blocks) - left.log().unsqueeze(1)  # (R, B)
+
+@torch.no_grad()
+def anneal_particles(
+    model: LVKAM,
+    x: Tensor,
+    num_particles: int,
+    temperatures: Tensor,
+    rng: torch.Generator,
+    table: CellTable | None = None,
+    *,
+    moves: int = 1,
+    resampler: Resampler | None = RESAMPLERS["stratified"],
+    threshold: float = 0.5,
+) -> Annealed:
+    """Anneal S particles of each image, (B, D), from the prior through the power posteriors at the temperatures.
+
+    `table` is of the prior; other arguments are those of `annealed_log_evidence`. The last temperature may be below 1.
+    """
+    table = table or model.prior.table()
+    likelihood_of = functools.partial(model.reported_log_likelihood, x)
+    redraw = functools.partial(model.prior.redraw, rng=rng, table=table)
+    z = model.prior.sample(len(x) * num_particles, rng, table).unflatten(0, (len(x), -1))
+    move = redrawing(moves, rng, redraw=redraw, likelihood_of=likelihood_of)
+    return anneal(z, likelihood_of(z), temperatures, rng, resampler=resampler, threshold=threshold, move=move)
+
+
+@torch.no_grad()
+def annealed_log_evidence(
+    model: LVKAM,
+    x: Tensor,
+    num_particles: int,
+    rng: torch.Generator,
+    *,
+    num_temps: int = 100,
+    exponent: float = EXPONENT,
+    moves: int = 1,
+    resampler: Resampler | None = RESAMPLERS["stratified"],
+    threshold: float = 0.5,
+    repetitions: int = REPETITIONS,
+    progress: bool = False,
+) -> Evidence:
+    """log p(x) by annealing each image's own particles from the prior, unscaled by `generator_variance`.
+
+    Sequential Monte Carlo; without a resampler, annealed importance sampling (Neal 2001). Standard errors come from the
+    jackknife over the repetitions, which are independent of one another.
+
+    Args:
+        model: the model.
+        x: images, (B, D).
+        num_particles: S, of each image in each repetition.
+        rng: on the CPU.
+        num_temps: T.
+        exponent: p of the temperatures.
+        moves: Metropolis moves at each temperature.
+        resampler: one of `RESAMPLERS`, or None.
+        threshold: resample below this share of S.
+        repetitions: R, at least 2.
+        progress: whether to show a bar on standard error.
+
+    Raises:
+        ValueError: fewer than two repetitions.
+    """
+    if repetitions < 2:
+        raise ValueError(f"repetitions = {repetitions}: must be at least 2, for a standard error")
+    table = model.prior.table()
+    temperatures = power_schedule(num_temps, exponent)
+    rows = x.repeat(repetitions, 1)  # (R B, D)
+    log_evidence, accepted = [], []
+    bar = tqdm(total=len(rows), desc="evidence", unit="image", unit_scale=1 / repetitions, leave=False,
+               disable=not progress)  # fmt: skip
+    with bar:
+        for chunk in rows.split(max(1, PARTICLES // num_particles)):
+            annealed = anneal_particles(
+                model, chunk, num_particles, temperatures, rng, table,
+                moves=moves, resampler=resampler, threshold=threshold,
+            )  # fmt: skip
+            log_evidence.append(annealed.log_evidence)
+            accepted.append(annealed.acceptance * len(chunk) / len(rows))
+            bar.update(len(chunk))
+    blocks = torch.cat(log_evidence).view(repetitions, -1) + math.log(num_particles)  # (R, B)
+    ess = num_particles * torch.exp(2 * blocks.logsumexp(0) - (2 * blocks).logsumexp(0))
+    evidence = _average(blocks, torch.full((repetitions,), num_particles), ess)
+    return dataclasses.replace(evidence, acceptance=sum(accepted) if moves else None)
+
+
+def _average(blocks: Tensor, sizes: Tensor, ess: Tensor) -> Evidence:
+    """Evidence of logarithms of sums over blocks of samples, (R, B), which have so many samples each, (R,)."""
+    sizes = sizes.to(blocks)
+    without = _leave_one_out(blocks) - (sizes.sum() - sizes).log().unsqueeze(1)  # (R, B)
     return Evidence(
-        log_evidence=log_evidence,
+        log_evidence=blocks.logsumexp(0) - sizes.sum().log(),
         standard_error=_jackknife_error(without),
         effective_sample_size=ess,
         mean_standard_error=float(_jackknife_error(without.mean(1, keepdim=True))),

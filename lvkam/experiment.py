@@ -24,7 +24,7 @@ from lvkam.errors import InputError
 from lvkam.evidence import CHUNK
 from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
 from lvkam.model import LVKAM
-from lvkam.objectives import ImportanceSampling
+from lvkam.objectives import ImportanceSampling, Objective, ThermodynamicIntegration
 from lvkam.optimizers import build_optimizer
 from lvkam.plots import save_loss_curve
 from lvkam.prior import REFERENCE_DENSITIES, MixturePrior
@@ -116,14 +116,22 @@ def _build_model(config: Config, data_dim: int, *, compiled: bool) -> LVKAM:
     )
 
 
-def build_objective(config: Config) -> ImportanceSampling:
-    """The loss that a configuration trains with."""
-    training = config.training
-    return ImportanceSampling(
-        training.num_samples,
-        config.prior.normalization,
-        None if training.gradient_samples == "all" else training.gradient_samples,
-        training.gradient_selection,
+def build_objective(config: Config) -> Objective:
+    """The loss that a configuration trains with; moves without a named resampler get `stratified`."""
+    training, settings = config.training, config.thermodynamic
+    gradient_samples = None if training.gradient_samples == "all" else training.gradient_samples
+    shared = (training.num_samples, config.prior.normalization, gradient_samples, training.gradient_selection)
+    if settings.num_temps <= 1:
+        return ImportanceSampling(*shared)
+    moves, resampler = settings.moves_per_temperature, settings.resampler
+    return ThermodynamicIntegration(
+        *shared,
+        num_temps=settings.num_temps,
+        exponent=settings.exponent,
+        estimator=settings.estimator,
+        resampler="stratified" if moves and resampler == "none" else resampler,
+        resampling_threshold=settings.resampling_threshold,
+        moves_per_temperature=moves,
     )
 
 

@@ -64,16 +64,19 @@ def bernoulli_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:
 
     Args:
         x: data in [0, 1], (B, D).
-        logits: generator outputs, (S, D).
+        logits: generator outputs, (S, D), or each image's own, (B, S, D).
 
     Returns:
         (B, S), in nats.
     """
-    return x @ logits.T - F.softplus(logits).sum(1)
+    product = x @ logits.T if logits.ndim == 2 else torch.bmm(logits, x.unsqueeze(2)).squeeze(2)
+    return product - F.softplus(logits).sum(-1)
 
 
 def squared_distance(x: Tensor, y: Tensor) -> Tensor:
-    """||x_b - y_s||^2 for every pair: (B, D), (S, D) -> (B, S)."""
+    """||x_b - y_s||^2 for every pair: (B, D), (S, D) or each image's own (B, S, D) -> (B, S)."""
+    if y.ndim == 3:
+        return (x.unsqueeze(1) - y).square().sum(-1)
     # The square is expanded into a matrix product. Moving the origin into the data keeps the terms small,
     # so that little is lost when they cancel.
     origin = x.mean(0)
@@ -86,7 +89,7 @@ def gaussian_log_likelihood(x: Tensor, mean: Tensor, std: float) -> Tensor:
 
     Args:
         x: (B, D).
-        mean: (S, D).
+        mean: (S, D), or each image's own, (B, S, D).
         std: standard deviation, in data units.
 
     Returns:

@@ -6,23 +6,42 @@ import csv
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from tqdm import tqdm
+
+from lvkam.annealing import RESAMPLERS, power_schedule
 from lvkam.checkpoint import write_atomically
 from lvkam.data import DataError, load_dataset
-from lvkam.evidence import Evidence, importance_log_evidence
+from lvkam.evidence import (
+    REPETITIONS,
+    Evidence,
+    anneal_particles,
+    annealed_log_evidence,
+    importance_log_evidence,
+)
 from lvkam.experiment import draw_images, load_checkpoint
-from lvkam.run_folder import check_files, save_images
+from lvkam.plots import temperatures_figure
+from lvkam.run_folder import OutputError, check_files, save_images
 from lvkam.training import random_stream
+
+ESTIMATORS = {"importance": (1000, 20000), "annealed": (100, 16)}
+"""Ways to estimate evidence, each with how many images and samples it takes unless told."""
+
+LOWEST_SAMPLE_SIZE = 20
+"""Effective sample size below which an estimate is not to be trusted: its standard error may be far too small."""
 
 
 def evaluate_checkpoint(
     path: Path,
-    num_images: int,
-    num_samples: int,
+    num_images: int | None = None,
+    num_samples: int | None = None,
     seed: int | None = None,
     data_dir: Path | None = None,
     *,
+    estimator: Literal["importance", "annealed"] = "importance",
+    num_temps: int = 100,
+    moves: int = 1,
     per_image: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -30,10 +49,13 @@ def evaluate_checkpoint(
 
     Args:
         path: the checkpoint.
-        num_images: B, the first ones of the test split.
-        num_samples: S.
+        num_images: B, the first ones of the test split; by the estimator if None.
+        num_samples: S: draws shared by the images, or particles of each image in each of the repetitions.
         seed: of the samples; the run's own if None.
         data_dir: where to look for the data first.
+        estimator: one of `ESTIMATORS`.
+        num_temps: T, of the annealed estimator.
+        moves: its Metropolis moves at each temperature.
         per_image: CSV file for the figures of each image.
         overwrite: whether that file may be replaced.
 
@@ -44,12 +66,19 @@ def evaluate_checkpoint(
     """
     if per_image is not None:
         check_files([per_image], overwrite, path)
+    num_images, num_samples = num_images or ESTIMATORS[estimator][0], num_samples or ESTIMATORS[estimator][1]
     checkpoint, config, model = load_checkpoint(path)
     dataset = load_dataset(checkpoint.dataset, 1, num_images, config.training.img_resize, data_dir)
     if dataset.image_shape != checkpoint.image_shape:
         raise DataError(f"{path}: its model is of images {checkpoint.image_shape}, not {dataset.image_shape}")
     rng = random_stream(checkpoint.seed if seed is None else seed, "evaluation")
-    evidence = importance_log_evidence(model, dataset.test, num_samples, rng, progress=sys.stderr.isatty())
+    shown = sys.stderr.isatty()
+    if estimator == "importance":
+        evidence = importance_log_evidence(model, dataset.test, num_samples, rng, progress=shown)
+    else:
+        evidence = annealed_log_evidence(
+            model, dataset.test, num_samples, rng, num_temps=num_temps, moves=moves, progress=shown
+        )
     if per_image is not None:
         _write_per_image(per_image, evidence)
     nll = -float(evidence.log_evidence.mean())
@@ -60,7 +89,10 @@ def evaluate_checkpoint(
         "effective_sample_size": float(evidence.effective_sample_size.mean()),
         "num_images": num_images,
         "num_samples": num_samples,
-        "estimator": "importance",
+        "num_repetitions": 1 if estimator == "importance" else REPETITIONS,
+        "num_temps": 1 if estimator == "importance" else num_temps,
+        "acceptance": evidence.acceptance,
+        "estimator": estimator,
         "likelihood": config.generator.likelihood,
     }
 
@@ -72,6 +104,71 @@ def _write_per_image(path: Path, evidence: Evidence) -> None:
         writer.writerow(("Image", "Log Evidence (nats)", "Standard Error", "Effective Sample Size"))
         for index, row in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
             writer.writerow((index, *(f"{value:.6f}" for value in row)))
+
+
+PLOTS = ("temperatures",)
+"""What can be drawn of a checkpoint."""
+
+POWERS = (0.0, 0.01, 0.05, 0.2, 1.0)
+"""Temperatures of which power posteriors are drawn."""
+
+
+def plot_checkpoint(
+    path: Path,
+    what: str,
+    output: Path,
+    *,
+    num_images: int = 8,
+    seed: int | None = None,
+    data_dir: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Draw something of a checkpoint's model.
+
+    Args:
+        path: the checkpoint.
+        what: one of `PLOTS`.
+        output: PNG, PDF or SVG file.
+        num_images: of the test split, the first ones.
+        seed: of the samples; the run's own if None.
+        data_dir: where to look for the data first.
+        overwrite: whether a file that is there may be replaced.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: no checkpoint.
+        DataError: the images cannot be had.
+        OutputError: the file is there already, its folder is not, or its ending is of no picture.
+    """
+    check_files([output], overwrite, path)
+    if output.suffix.lower() not in {".png", ".pdf", ".svg"}:
+        raise OutputError(f"{output}: must end in .png, .pdf or .svg")
+    assert what in PLOTS
+    checkpoint, config, model = load_checkpoint(path)
+    dataset = load_dataset(checkpoint.dataset, 1, num_images, config.training.img_resize, data_dir)
+    rng = random_stream(checkpoint.seed if seed is None else seed, "evaluation")
+    settings = config.thermodynamic
+    temperatures = power_schedule(settings.num_temps if settings.num_temps > 1 else 69, settings.exponent)
+    bar = tqdm(total=1 + len(POWERS), desc="annealing", leave=False, disable=not sys.stderr.isatty())
+    with bar:
+        integrand = anneal_particles(model, dataset.test, 128, temperatures, rng).expectations
+        bar.update()
+        particles = []
+        for t in POWERS:
+            found = anneal_particles(model, dataset.test[:1], 1024, t * temperatures, rng, moves=3)
+            chosen = RESAMPLERS["systematic"](found.weights, rng)[0]
+            particles.append(found.state[0, chosen])
+            bar.update()
+    # the coordinate that the image tells most about: how far its quantiles move, in standard deviations of the prior
+    moved = (particles[-1].sort(0).values - particles[0].sort(0).values).abs().mean(0)
+    coordinate = int((moved / particles[0].std(0)).argmax())
+    powers = [(t, z[:, coordinate].numpy()) for t, z in zip(POWERS, particles, strict=True)]
+    figure = temperatures_figure(temperatures.numpy(), integrand.numpy(), powers, coordinate)
+    with write_atomically(output) as temporary:
+        figure.savefig(temporary, format=output.suffix[1:].lower(), dpi=110)
+    return output
 
 
 def sample_checkpoint(

@@ -52,11 +52,23 @@ class LVKAM(nn.Module):
         self.likelihood_std, self.noise_std = likelihood_std, noise_std
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """l_bs as training scales it, free of noise: (B, D), (S, Q) -> (B, S)."""
-        return self.output_log_likelihood(x, self.generator(z))
+        """l_bs as training scales it, free of noise.
+
+        Args:
+            x: (B, D).
+            z: shared by all images, (S, Q), or each image's own, (B, S, Q).
+
+        Returns:
+            (B, S).
+        """
+        return self.output_log_likelihood(x, self.outputs(z))
+
+    def outputs(self, z: Tensor) -> Tensor:
+        """What the generator makes of latents, before the output activation: (..., Q) -> (..., D)."""
+        return self.generator(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
 
     def output_log_likelihood(self, x: Tensor, out: Tensor) -> Tensor:
-        """l_bs as training scales it, from generator outputs: (B, D), (S, D) -> (B, S)."""
+        """l_bs as training scales it, from generator outputs: (B, D), (S, D) or (B, S, D) -> (B, S)."""
         if self.likelihood == "bernoulli":
             unscaled = bernoulli_log_likelihood(x, out)
         else:
@@ -64,11 +76,11 @@ class LVKAM(nn.Module):
         return unscaled / (2 * self.likelihood_std**2)
 
     def reported_log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x_b | z_s) as every reported figure uses it: (B, D), (S, Q) -> (B, S), in nats.
+        """log p(x_b | z_s) as every reported figure uses it, in nats; arguments and result as for `log_likelihood`.
 
         The Bernoulli log-likelihood itself, or the Gaussian log-density with its constant.
         """
-        out = self.generator(z)
+        out = self.outputs(z)
         if self.likelihood == "bernoulli":
             return bernoulli_log_likelihood(x, out)
         return gaussian_log_likelihood(x, self.output_activation(out), self.likelihood_std)

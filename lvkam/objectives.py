@@ -9,22 +9,38 @@ Its gradient is the self-normalised estimate of the gradient of -mean_b log p(x_
 
     grad log p(x) = E over p(z|x) of [grad log p(x|z) + grad log p(z)].
 
+Thermodynamic integration, A_b being a sum over temperatures that estimates log p(x_b) (`lvkam.annealing`):
+
+    loss = -mean_b A_b,   grad loss = -mean_b sum_s (W_bs grad l_bs + w_bs(1) grad log p(z_s)),   W_bs = dA_b / dl_bs
+
 Most samples carry next to no weight. Only those that do are differentiated: by default all whose weight float32
 could tell from zero beside the others, so that the gradient is the same; fewer by choice.
 
-Letters: B images, S samples, D data dimensions.
+Letters: B images, S samples, Q latent coordinates, D data dimensions, T temperatures.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lvkam.annealing import (
+    RESAMPLERS,
+    Annealed,
+    Move,
+    anneal,
+    power_schedule,
+    redrawing,
+    telescoped_weights,
+    trapezoid_rule,
+    trapezoid_weights,
+)
 from lvkam.model import LVKAM
-from lvkam.sampling import CellTable, effective_sample_size, importance_weights, stratified_resample
+from lvkam.sampling import CellTable, Compiler, effective_sample_size, importance_weights, stratified_resample
 
 
 class Estimate(NamedTuple):
@@ -37,16 +53,17 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ImportanceSampling:
-    """The reference's "Vanilla" training.
+class _MonteCarlo:
+    """What the objectives share: samples of the prior, and which of them carry gradient.
 
     Args:
         num_samples: S.
         normalization: `quadrature` trains with the normalised log-prior. `contrastive` is the reference's form:
             the unnormalised log-prior minus its mean over the prior samples, which is biased for mixtures.
         gradient_samples: how many samples of each image carry gradient; all if None.
-        gradient_selection: `top` takes those of the largest weights, and normalises these; `resampled` draws them
-            by their weights, which leaves the gradient's expectation as it is.
+        gradient_selection: `top` takes those of the largest weights, and scales these up to the sum of all;
+            `resampled` draws them by their weights, which leaves the gradient's expectation as it is. Of a weight that
+            is negative its size counts.
     """
 
     num_samples: int
@@ -66,34 +83,50 @@ class ImportanceSampling:
 
     def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
         """The loss with its effective sample size."""
-        table = model.prior.table()
-        z = model.prior.sample(self.num_samples, rng, table)
-        out = model.generator(z)  # (S, D)
-        if model.noise_std > 0 and torch.is_grad_enabled():  # while training only
-            out = out + model.noise_std * torch.randn(out.shape, generator=rng).to(out)
-        log_likelihood = model.output_log_likelihood(x, out)  # (B, S)
-        # The weights are the posterior's, at which the gradient is evaluated; they are no part of what is
-        # differentiated (the identity above).
-        weights = importance_weights(log_likelihood.detach())
-        carried = self._carried(weights, rng)
-        likelihood = carried * log_likelihood + (weights - carried) * log_likelihood.detach()
-        share = carried.mean(0)  # (S,)
-        loss = -likelihood.sum(1).mean() - self._mean_log_prior(model, z, table, share)
-        return Estimate(loss, effective_sample_size(weights).mean())
+        raise NotImplementedError
 
     def _carried(self, weights: Tensor, rng: torch.Generator) -> Tensor:
         """The weights with which samples are differentiated, most of them zero: (B, S) -> (B, S)."""
         batch, num_samples = weights.shape
-        count = self.gradient_samples
+        count, size = self.gradient_samples, weights.abs()
         if count is None or count >= num_samples or not torch.is_grad_enabled():
-            return weights * (weights > torch.finfo(torch.float32).eps / num_samples)
+            return weights * (size > torch.finfo(torch.float32).eps / num_samples)
+        total = size.sum(1, keepdim=True)
         if self.gradient_selection == "top":
-            best = weights.topk(count, dim=1)
-            return torch.zeros_like(weights).scatter_(1, best.indices, best.values / best.values.sum(1, keepdim=True))
+            best = size.topk(count, dim=1)
+            scale = total / best.values.sum(1, keepdim=True)
+            return torch.zeros_like(weights).scatter_(1, best.indices, weights.gather(1, best.indices) * scale)
         uniform = torch.rand(batch, count, dtype=torch.float64, generator=rng).to(weights.device)
-        drawn = stratified_resample(weights, uniform)
-        each = torch.full(drawn.shape, 1 / count, dtype=weights.dtype, device=weights.device)
+        drawn = stratified_resample(size, uniform)
+        each = weights.gather(1, drawn).sign() * total / count
         return torch.zeros_like(weights).scatter_add_(1, drawn, each)
+
+    def _loss(
+        self,
+        model: LVKAM,
+        z: Tensor,
+        table: CellTable,
+        log_likelihood: Tensor,
+        weights: tuple[Tensor, Tensor],
+        rng: torch.Generator,
+    ) -> Tensor:
+        """-mean_b sum_s (W_bs l_bs + V_bs log p(z)), W and V being constants of which most may be left out.
+
+        Args:
+            model: the model.
+            z: shared by all images, (S, Q), or each image's own, (B, S, Q).
+            table: of the prior.
+            log_likelihood: l, (B, S).
+            weights: W and V, (B, S) each.
+            rng: on the CPU.
+        """
+        on_likelihood, on_prior = weights
+        carried = self._carried(on_likelihood, rng)
+        likelihood = carried * log_likelihood + (on_likelihood - carried) * log_likelihood.detach()
+        share = (carried if on_prior is on_likelihood else self._carried(on_prior, rng)) / len(on_prior)
+        if z.ndim == 2:
+            return -likelihood.sum(1).mean() - self._mean_log_prior(model, z, table, share.sum(0))
+        return -likelihood.sum(1).mean() - self._mean_log_prior(model, z.flatten(0, 1), table, share.flatten())
 
     def _mean_log_prior(self, model: LVKAM, z: Tensor, table: CellTable, share: Tensor) -> Tensor:
         """sum_s share_s log p(z_s), over the samples that have a share: ()."""
@@ -102,3 +135,133 @@ class ImportanceSampling:
             return (share * (log_prior - log_prior.mean())).sum()
         kept = share.nonzero().squeeze(1)
         return (share[kept] * model.prior.log_prob(z[kept], table)).sum()
+
+
+def _noisy_outputs(model: LVKAM, z: Tensor, rng: torch.Generator) -> Tensor:
+    """Generator outputs with the noise that is there while training only: (..., Q) -> (..., D)."""
+    out = model.outputs(z)
+    if model.noise_std > 0 and torch.is_grad_enabled():
+        out = out + model.noise_std * torch.randn(out.shape, generator=rng).to(out)
+    return out
+
+
+@dataclass(frozen=True)
+class ImportanceSampling(_MonteCarlo):
+    """The reference's "Vanilla" training."""
+
+    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
+        """The loss with its effective sample size."""
+        table = model.prior.table()
+        z = model.prior.sample(self.num_samples, rng, table)
+        log_likelihood = model.output_log_likelihood(x, _noisy_outputs(model, z, rng))  # (B, S)
+        # The weights are the posterior's, at which the gradient is evaluated; they are no part of what is
+        # differentiated (the identity above).
+        weights = importance_weights(log_likelihood.detach())
+        loss = self._loss(model, z, table, log_likelihood, (weights, weights), rng)
+        return Estimate(loss, effective_sample_size(weights).mean())
+
+
+@dataclass(frozen=True)
+class ThermodynamicIntegration(_MonteCarlo):
+    """Training by the sum over temperatures, t_k = (k/T)^p.
+
+    On shared samples without resampling, every estimator but `telescoped` tends to importance sampling as T grows, and
+    `steppingstone` is importance sampling. Only moves bring samples that the prior has not drawn.
+
+    Args:
+        num_temps: T, at least 2.
+        exponent: p.
+        estimator: `trapezoid`, `steppingstone`, or `telescoped`, the reference's, of whose temperatures only the first
+            and the last count.
+        resampler: resamples the particles of an image that have become too unequal; one of `RESAMPLERS`, or `none`.
+        resampling_threshold: below this share of S the effective sample size is too low.
+        moves_per_temperature: Metropolis moves. Then each image has S particles of its own, which costs B times the
+            work at each temperature.
+    """
+
+    num_temps: int = 69
+    exponent: float = 5.0
+    estimator: Literal["trapezoid", "steppingstone", "telescoped"] = "trapezoid"
+    resampler: Literal["none", "stratified", "systematic", "residual"] = "none"
+    resampling_threshold: float = 0.5
+    moves_per_temperature: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_temps < 2:
+            raise ValueError(f"num_temps = {self.num_temps}: must be at least 2")
+        if self.moves_per_temperature and self.resampler == "none":
+            raise ValueError("moves_per_temperature: moves need a resampler")
+        if self.estimator == "telescoped" and self.resampler != "none":
+            raise ValueError("estimator = telescoped: resamples by itself; resampler must be none")
+        if self.moves_per_temperature and self.normalization == "contrastive":
+            raise ValueError("normalization = contrastive: needs draws from the prior, which moves do not leave")
+
+    @property
+    def temperatures(self) -> Tensor:
+        """(T+1,), float64."""
+        return power_schedule(self.num_temps, self.exponent)
+
+    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
+        """The loss with the effective sample size at t = 1; with resampling, the lowest one on the way."""
+        table = model.prior.table()
+        if self.moves_per_temperature:
+            z, weights, value, size = self._move_particles(model, x, table, rng)
+            log_likelihood = model.output_log_likelihood(x, _noisy_outputs(model, z, rng))
+        else:
+            z = model.prior.sample(self.num_samples, rng, table)
+            log_likelihood = model.output_log_likelihood(x, _noisy_outputs(model, z, rng))
+            weights, value, size = self._weigh(log_likelihood.detach(), model.prior.kernel, rng)
+        loss = self._loss(model, z, table, log_likelihood, weights, rng)
+        if value is not None:  # the weights' sum has the gradient, this is the sum over temperatures itself
+            loss = loss - (loss.detach() + value.mean())
+        return Estimate(loss, size.mean())
+
+    def _weigh(
+        self, log_likelihood: Tensor, compiler: Compiler, rng: torch.Generator
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None, Tensor]:
+        """W and V of shared samples, (B, S) each; A, if it is another sum than theirs; effective sample sizes."""
+        if self.resampler != "none":
+            index = torch.arange(self.num_samples, device=log_likelihood.device).expand(len(log_likelihood), -1)
+            annealed = self._anneal(index, log_likelihood, rng)
+            weights = torch.zeros_like(log_likelihood).scatter_add_(1, annealed.state, annealed.weights)
+            return (weights, weights), self._value(annealed), annealed.effective_sample_size
+        at_one = importance_weights(log_likelihood)
+        size = effective_sample_size(at_one)
+        if self.estimator == "trapezoid":
+            weights, value = trapezoid_weights(log_likelihood, self.temperatures, compiler)
+            return (weights, at_one), value, size
+        if self.estimator == "steppingstone":  # without resampling its sum is the logarithm of the mean weight
+            return (at_one, at_one), log_likelihood.logsumexp(1) - math.log(self.num_samples), size
+        return telescoped_weights(log_likelihood, self.temperatures, rng), None, size
+
+    def _move_particles(
+        self, model: LVKAM, x: Tensor, table: CellTable, rng: torch.Generator
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Each image's own particles, (B, S, Q), annealed free of noise; W and V, A, effective sample sizes."""
+        z = model.prior.sample(len(x) * self.num_samples, rng, table).unflatten(0, (len(x), -1))
+        with torch.no_grad():  # only where the particles arrive are they differentiated
+            log_likelihood = model.log_likelihood(x, z)
+        move = redrawing(
+            self.moves_per_temperature,
+            rng,
+            redraw=lambda coordinates: model.prior.redraw(coordinates, rng, table),
+            likelihood_of=lambda z: model.log_likelihood(x, z),
+        )
+        annealed = self._anneal(z, log_likelihood, rng, move)
+        weights = annealed.weights
+        return annealed.state, (weights, weights), self._value(annealed), annealed.effective_sample_size
+
+    def _anneal(self, state: Tensor, fixed: Tensor, rng: torch.Generator, move: Move | None = None) -> Annealed:
+        resampler, threshold = RESAMPLERS[self.resampler], self.resampling_threshold
+        return anneal(state, fixed, self.temperatures, rng, resampler=resampler, threshold=threshold, move=move)
+
+    def _value(self, annealed: Annealed) -> Tensor:
+        """A_b, (B,)."""
+        if self.estimator == "steppingstone":
+            return annealed.log_evidence
+        return trapezoid_rule(self.temperatures).to(annealed.expectations) @ annealed.expectations
+
+
+Objective = ImportanceSampling | ThermodynamicIntegration
+"""What a model is trained with."""

@@ -1,19 +1,37 @@
-"""Pictures: grids of images, and the course of a training. No display is needed, and no torch."""
+"""Pictures: grids of images, the course of a training, temperatures. No display is needed, and no torch."""
 
 from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:  # what draws no curves does not wait for it
+    from matplotlib.figure import Figure
 
 MOST_IMAGES = 144
 """A grid shows the first so many images."""
 
 SMALLEST_SIDE = 56
 """Images are enlarged, by a whole factor, until they are about as wide as this many pixels."""
+
+
+BLUE = "#0072B2"
+
+
+def _figure(num_panels: int) -> tuple[Figure, np.ndarray]:
+    """A row of panels, drawn without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, num_panels)
 
 
 def image_grid(images: np.ndarray) -> Image.Image:
@@ -44,25 +62,61 @@ def save_image_grid(path: Path, images: np.ndarray) -> None:
     image_grid(images).save(path, format="PNG")
 
 
+def temperatures_figure(
+    temperatures: np.ndarray,
+    integrand: np.ndarray,
+    powers: Sequence[tuple[float, np.ndarray]],
+    coordinate: int,
+) -> Figure:
+    """Thermodynamic integration: the integrand with its trapezoids, and power posteriors of one coordinate.
+
+    Args:
+        temperatures: t_k, (T+1,).
+        integrand: E_bk, (T+1, B), in nats.
+        powers: some t, each with draws of the coordinate from the power posterior of one image.
+        coordinate: which one it is.
+    """
+    import matplotlib
+
+    figure, panels = _figure(3)
+    mean = integrand.mean(1)
+    for axes, x, label in (
+        (panels[0], temperatures, "t"),
+        (panels[1], np.linspace(0, 1, len(temperatures)), "k/T, at which t = (k/T)^p"),
+    ):
+        axes.plot(x, integrand, color="0.75", linewidth=0.8)
+        axes.plot(x, mean, color=BLUE, linewidth=1.8, label=f"mean of {integrand.shape[1]} images")
+        axes.set(xlabel=label, ylabel="E_t[log p(x|z)] (nats)")
+    area = float(np.trapezoid(mean, temperatures))
+    panels[0].fill_between(temperatures, mean, 0, color=BLUE, alpha=0.12)
+    panels[0].vlines(temperatures, mean, 0, color=BLUE, linewidth=0.4, alpha=0.5)
+    panels[0].set_title(f"area of the trapezoids: mean log p(x) = {area:.2f}", fontsize=9)
+    panels[1].legend(frameon=False)
+    edges = np.linspace(min(z.min() for _, z in powers), max(z.max() for _, z in powers), 26)
+    for index, (t, z) in enumerate(powers):
+        colour = matplotlib.colormaps["viridis"](0.9 * index / max(1, len(powers) - 1))
+        panels[2].stairs(np.histogram(z, edges, density=True)[0], edges, color=colour, label=f"t = {t:.2g}")
+    panels[2].set(xlabel=f"latent coordinate {coordinate}", ylabel="density")
+    panels[2].set_title("power posteriors of one image", fontsize=9)
+    panels[2].legend(frameon=False, fontsize=8)
+    return figure
+
+
 def save_loss_curve(csv_path: Path, png_path: Path) -> None:
     """Draw `loss.csv`: losses, test NLL and effective sample size by epoch, epochs with grid updates marked."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     with csv_path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     epochs = [int(row["Epoch"]) for row in rows]
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 3)
+    figure, panels = _figure(3)
     curves = (
         (("Train Loss", "Test Loss"), "loss"),
         (("Test NLL",), "test NLL (nats per image)"),
         (("Effective Sample Size",), "effective sample size"),
     )
     for axes, (columns, label) in zip(panels, curves, strict=True):
-        for column, colour, marker in zip(columns, ("#0072B2", "#D55E00"), ("o", "s"), strict=False):
+        for column, colour, marker in zip(columns, (BLUE, "#D55E00"), ("o", "s"), strict=False):
             values = [float(row[column]) for row in rows]
             axes.plot(epochs, values, color=colour, marker=marker, markersize=4, label=column)
         for epoch, row in zip(epochs, rows, strict=True):

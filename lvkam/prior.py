@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -183,7 +183,7 @@ class MixturePrior(nn.Module):
         return torch.cat(chunks)  # pyright: ignore[reportArgumentType] checkpoint does not tell what it returns
 
     def _log_mixture_of_chunk(self, z: Tensor, log_weights: Tensor, weight: Tensor) -> Tensor:
-        kernel = self._layer(0).family.kernel(_mixture_log_density, len(z))
+        kernel = self.kernel(_mixture_log_density, len(z))
         return kernel(self.energies(z, weight).transpose(0, 1), log_weights, self.reference.log_prob(z))
 
     def log_normalisers(self, table: CellTable | None = None) -> Tensor:
@@ -215,17 +215,41 @@ class MixturePrior(nn.Module):
         Returns:
             (N, Q), on the model's device, without gradient.
         """
-        uniform = torch.rand(2, num_samples, self.latent_dim, dtype=torch.float64, generator=rng)
-        uniform = uniform.to(self.mixture_logits.device)
-        table = table or self.table()
-        weights, kernel = self.log_weights().exp(), self._layer(0).family.kernel
-        compiler = kernel if num_samples > 1 else as_written
-        rows = max(1, DRAWING_CHUNK // (self.latent_dim * max(self.num_components, BLOCK, table.block_cdf.shape[-1])))
+        return self._draw(num_samples, self.latent_dim, None, rng, table or self.table())
+
+    @torch.no_grad()
+    def redraw(self, coordinates: Tensor, rng: torch.Generator, table: CellTable | None = None) -> Tensor:
+        """Draw single coordinates from p(z_q).
+
+        Args:
+            coordinates: which ones, (N, m), in 0..Q-1.
+            rng: on the CPU.
+            table: as for `sample`.
+
+        Returns:
+            Their values, (N, m).
+        """
+        return self._draw(len(coordinates), coordinates.shape[1], coordinates, rng, table or self.table())
+
+    def _draw(
+        self, num_draws: int, width: int, coordinates: Tensor | None, rng: torch.Generator, table: CellTable
+    ) -> Tensor:
+        """Values of m coordinates, all of them if None: (N, m)."""
+        uniform = torch.rand(2, num_draws, width, dtype=torch.float64, generator=rng).to(self.mixture_logits.device)
+        weights, compiler = self.log_weights().exp(), self.kernel if num_draws > 1 else as_written
+        rows = max(1, DRAWING_CHUNK // (width * max(self.num_components, BLOCK, table.block_cdf.shape[-1])))
         chunks = []
-        for for_component, for_place in zip(uniform[0].split(rows), uniform[1].split(rows), strict=True):
-            component = choose_components(weights, for_component, compiler)
-            chunks.append(inverse_transform(table, component, for_place, compiler))
+        for start in range(0, num_draws, rows):
+            for_component, for_place = uniform[:, start : start + rows]
+            q = None if coordinates is None else coordinates[start : start + rows]
+            component = choose_components(weights, for_component, compiler, q)
+            chunks.append(inverse_transform(table, component, for_place, compiler, q))
         return torch.cat(chunks)
+
+    @property
+    def kernel(self) -> Callable[..., Callable[..., Any]]:
+        """What makes the kernel that runs of a function: it compiles it, or leaves it as it is."""
+        return self._layer(0).family.kernel
 
     @torch.no_grad()
     def table(self) -> CellTable:
@@ -245,7 +269,7 @@ class MixturePrior(nn.Module):
             log_density = self._node_energies(quadrature.nodes, self._layer(0).weight())
             if not self.reference.bounded:  # a uniform one is zero between its ends
                 log_density += quadrature.log_reference
-            table = tabulate(quadrature.nodes, log_density, self._layer(0).family.kernel)
+            table = tabulate(quadrature.nodes, log_density, self.kernel)
             if not torch.isfinite(table.log_normaliser.sum()):
                 raise FloatingPointError("prior: an energy is not finite")
             heavy_left, heavy_right = (False, False) if self.reference.bounded else _heavy_tails(table)

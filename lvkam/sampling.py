@@ -151,19 +151,23 @@ def _search_rows(cdf: Tensor, row: Tensor, uniform: Tensor) -> Tensor:
     return (found - row * cdf.shape[1]).clamp(0, cdf.shape[1] - 2)
 
 
-def choose_components(weights: Tensor, uniform: Tensor, compiler: Compiler = as_written) -> Tensor:
-    """Draw a mixture component for each coordinate by inverting its cumulative weights.
+def choose_components(
+    weights: Tensor, uniform: Tensor, compiler: Compiler = as_written, coordinates: Tensor | None = None
+) -> Tensor:
+    """Draw a mixture component for each of m coordinates by inverting its cumulative weights.
 
     Args:
         weights: (Q, P), non-negative; each row is normalised here, so that rounding cannot point past its end.
-        uniform: (N, Q), float64, in [0, 1].
+        uniform: (N, m), float64, in [0, 1].
         compiler: for the kernel.
+        coordinates: which ones, each draw's own, (N, m), in 0..Q-1; all Q in their order if None.
 
     Returns:
-        (N, Q), int64, in 0..P-1.
+        (N, m), int64, in 0..P-1.
     """
     cdf = weights.cumsum(-1, dtype=torch.float64)
-    return compiler(_find)(cdf / cdf[:, -1:], uniform.clamp(0, _ALMOST_ONE))
+    cdf = cdf / cdf[:, -1:]
+    return compiler(_find)(cdf if coordinates is None else cdf[coordinates], uniform.clamp(0, _ALMOST_ONE))
 
 
 def _find(cdf: Tensor, place: Tensor) -> Tensor:
@@ -172,23 +176,32 @@ def _find(cdf: Tensor, place: Tensor) -> Tensor:
     return passed.float().sum(-1).long()  # counting in floats is faster
 
 
-def inverse_transform(table: CellTable, component: Tensor, uniform: Tensor, compiler: Compiler = as_written) -> Tensor:
-    """Draw from the chosen component of each coordinate: z = CDF^-1(u), exact for the table's density.
+def inverse_transform(
+    table: CellTable,
+    component: Tensor,
+    uniform: Tensor,
+    compiler: Compiler = as_written,
+    coordinates: Tensor | None = None,
+) -> Tensor:
+    """Draw from the chosen component of each of m coordinates: z = CDF^-1(u), exact for the table's density.
 
     Args:
         table: tabulated densities of Q coordinates and P components.
-        component: (N, Q), int64.
-        uniform: (N, Q), float64, in [0, 1].
+        component: (N, m), int64.
+        uniform: (N, m), float64, in [0, 1].
         compiler: for the kernel.
+        coordinates: which ones, each draw's own, (N, m), in 0..Q-1; all Q in their order if None.
 
     Returns:
-        (N, Q), of the dtype of the nodes, inside their range.
+        (N, m), of the dtype of the nodes, inside their range.
     """
-    row = component + table.block_cdf.shape[1] * torch.arange(table.nodes.shape[0], device=component.device)
-    ends = table.block_cdf.flatten(0, 1).index_select(0, row.flatten()).unflatten(0, row.shape)  # (N, Q, C/BLOCK)
+    if coordinates is None:
+        coordinates = torch.arange(len(table.nodes), device=component.device)
+    row = component + table.block_cdf.shape[1] * coordinates
+    ends = table.block_cdf.flatten(0, 1).index_select(0, row.flatten()).unflatten(0, row.shape)  # (N, m, C/BLOCK)
     block, share = compiler(_block_of)(ends, uniform)
     num_nodes, first = table.nodes.shape[1], block * BLOCK
-    nodes = _windows(table.nodes, num_nodes * torch.arange(table.nodes.shape[0], device=component.device) + first)
+    nodes = _windows(table.nodes, num_nodes * coordinates + first)
     log_density = _windows(table.log_density, num_nodes * row + first)
     # kernels of one step each: fused into one, whatever a gather needs would be computed again for it
     cdf = compiler(_cell_cdf)(nodes, log_density)

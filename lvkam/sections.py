@@ -179,13 +179,14 @@ class GridUpdateConfig(Section):
 class ThermodynamicConfig(Section):
     """[THERMODYNAMIC_INTEGRATION]: temperatures, for training by thermodynamic integration."""
 
-    # 69 in the reference, again when thermodynamic integration is implemented
-    num_temps: int = _count(-1, -1, 10**6, "temperatures T; importance sampling if 1 or less")
+    num_temps: int = _count(69, -1, 10**6, "temperatures T; importance sampling if 1 or less")
     exponent: float = _real(5.0, POSITIVE, "t_k = (k/T)^p", "p")
     estimator: Literal["trapezoid", "steppingstone", "telescoped"] = _key("trapezoid", "sum over temperatures")
     resampler: Literal["none", "stratified", "systematic", "residual"] = _key("none", "resampling scheme")
     resampling_threshold: float = _real(0.5, SHARE, "resample when the effective sample size falls below this share")
-    moves_per_temperature: int = _count(0, 0, 10**6, "Metropolis moves at each temperature")
+    moves_per_temperature: int = _count(
+        0, 0, 10**6, "Metropolis moves at each temperature; they need a resampler, `stratified` if none is named"
+    )
 
 
 class TrainingConfig(Section):

@@ -27,7 +27,7 @@ from lvkam.config import Config
 from lvkam.data import Dataset
 from lvkam.evidence import importance_log_evidence
 from lvkam.model import LVKAM
-from lvkam.objectives import ImportanceSampling
+from lvkam.objectives import Objective
 
 LONGEST_PERIOD = 10**9
 """Cap of the grid-update period, which otherwise grows past every number."""
@@ -92,7 +92,7 @@ def next_period(period: int, decay: float, iteration: int) -> int:
 
 def train(
     model: LVKAM,
-    objective: ImportanceSampling,
+    objective: Objective,
     optimizer: Optimizer,
     dataset: Dataset,
     config: Config,
@@ -217,7 +217,7 @@ def _step(
 @torch.no_grad()
 def _evaluate(
     model: LVKAM,
-    objective: ImportanceSampling,
+    objective: Objective,
     images: Tensor,
     test: Tensor,
     state: TrainingState,

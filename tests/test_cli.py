@@ -52,10 +52,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(REPOSITORY / "nist_config.ini", folder)
     done = lvkam("train", "nist_config.ini", *settings(), cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "logs/Vanilla/uniform/MNIST_1\n"
+    assert done.stdout == "logs/Thermodynamic/uniform/MNIST_1\n"
     lines = done.stderr.splitlines()
     assert lines[0].startswith("MNIST 7x7, 200 images; ")
-    assert "on cpu (1 threads); writing to logs/Vanilla/uniform/MNIST_1" in lines[0]
+    assert "on cpu (1 threads); writing to logs/Thermodynamic/uniform/MNIST_1" in lines[0]
     assert lines[1] == "kernels not compiled: 16 steps would not repay it"
     assert [re.match(r"epoch (\d)/2: train loss ", line) is not None for line in lines[2:5]] == [True] * 3
     assert re.fullmatch(r"trained for \d+ s; 30 generated images in .*/generated_images\.png", lines[5])
@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_of(folder: Path) -> Path:
-    return folder / "logs/Vanilla/uniform/MNIST_1"
+    return folder / "logs/Thermodynamic/uniform/MNIST_1"
 
 
 def test_help_needs_no_torch(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_evaluate(folder: Path) -> None:
 def test_check_trains_nothing(folder: Path, tmp_path: Path) -> None:
     done = lvkam("check", folder / "nist_config.ini", *settings("TRAINING.N_epochs=7"), "--seed", "5", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "folder       logs/Vanilla/uniform/MNIST_5\n" in done.stdout
+    assert "folder       logs/Thermodynamic/uniform/MNIST_5\n" in done.stdout
     assert "steps        7 epochs of 8 steps of 25 images and 16 samples\n" in done.stdout
     assert "kernels      not compiled: 56 steps would not repay it\n" in done.stdout
     assert "\nseed = 5\n" in done.stdout
@@ -161,8 +161,8 @@ def test_check_trains_nothing(folder: Path, tmp_path: Path) -> None:
 def test_fashion_mnist_by_data_dir(folder: Path, tmp_path: Path, data_dir: Path) -> None:
     arguments = settings("TRAINING.dataset=FMNIST", "TRAINING.N_epochs=1", "MIX_PRIOR.π_0=gaussian")
     done = lvkam("train", folder / "nist_config.ini", *arguments, "--seed", "2", "--data-dir", data_dir, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "logs/Vanilla/gaussian/FMNIST_2\n"), done.stderr
-    real = h5_arrays(tmp_path / "logs/Vanilla/gaussian/FMNIST_2/real_images.h5")["samples"]
+    assert (done.returncode, done.stdout) == (0, "logs/Thermodynamic/gaussian/FMNIST_2\n"), done.stderr
+    real = h5_arrays(tmp_path / "logs/Thermodynamic/gaussian/FMNIST_2/real_images.h5")["samples"]
     mnist = h5_arrays(run_of(folder) / "real_images.h5")["samples"]
     assert real.shape == mnist.shape
     assert not np.array_equal(real, mnist)
@@ -172,7 +172,9 @@ def test_a_second_run_needs_overwrite(folder: Path) -> None:
     before = {p.name: p.read_bytes() for p in run_of(folder).iterdir()}
     done = lvkam("train", "nist_config.ini", *settings(), cwd=folder)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: logs/Vanilla/uniform/MNIST_1: holds the results of another run (config.ini, ")
+    assert done.stderr.startswith(
+        "error: logs/Thermodynamic/uniform/MNIST_1: holds the results of another run (config.ini, "
+    )
     assert {p.name: p.read_bytes() for p in run_of(folder).iterdir()} == before
 
 
@@ -220,8 +222,8 @@ BAD_INPUT = {
     ),
     "unknown device": (["train", "c.ini", "--device", "toaster"], "error: --device toaster: no such device here"),
     "not implemented yet": (
-        ["train", "c.ini", "--set", "THERMODYNAMIC_INTEGRATION.num_temps=30"],
-        "error: --set: [THERMODYNAMIC_INTEGRATION] num_temps = 30: is not implemented yet\n",
+        ["train", "c.ini", "--set", "OPTIMIZER.schedule=cosine"],
+        "error: --set: [OPTIMIZER] schedule = cosine: is not implemented yet\n",
     ),
     "no checkpoint": (["sample", "c.ini"], "error: c.ini: not a checkpoint of lvkam (not an HDF5 file)\n"),
     "missing checkpoint": (["evaluate", "none.h5"], "error: none.h5: no such file\n"),

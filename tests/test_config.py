@@ -197,8 +197,15 @@ NOT_WIDTHS = "a list that begins with 101, the number of latent coordinates (the
             *(("OPTIMIZER", "type", word) for word in ("bfgs", "l-bfgs", "cg", "gd", "newton", "interior-point")),
             ("OPTIMIZER", "type", "neldermead"), ("OPTIMIZER", "schedule", "cosine"), ("OPTIMIZER", "schedule", "step"),
             ("OPTIMIZER", "warmup_steps", "1"), ("TRAINING", "binarize", "static"), ("TRAINING", "binarize", "dynamic"),
-            ("TRAINING", "shard", "samples"), ("TRAINING", "gen_every", "1"),
-            ("THERMODYNAMIC_INTEGRATION", "num_temps", "2"), ("THERMODYNAMIC_INTEGRATION", "num_temps", "69"))),
+            ("TRAINING", "shard", "samples"), ("TRAINING", "gen_every", "1"))),
+        ("[THERMODYNAMIC_INTEGRATION]\nestimator = telescoped\nresampler = residual",
+         "a.ini: [THERMODYNAMIC_INTEGRATION] resampler = residual: "
+         "must be none, since estimator = telescoped resamples by itself"),
+        ("[THERMODYNAMIC_INTEGRATION]\nestimator = telescoped\nmoves_per_temperature = 2",
+         "a.ini: [THERMODYNAMIC_INTEGRATION] moves_per_temperature = 2: must be 0, which estimator = telescoped needs"),
+        ("[MIX_PRIOR]\nnormalization = contrastive\n[THERMODYNAMIC_INTEGRATION]\nmoves_per_temperature = 1",
+         "a.ini: [MIX_PRIOR] normalization = contrastive: "
+         "must be quadrature, since after moves_per_temperature no draws of the prior are left"),
         # what is wrong itself contradicts nothing
         ("[MIX_PRIOR]\nlayer_widths = 5\n[KAN_LIKELIHOOD]\nexpert_widths = 7, 8",
          "a.ini: [MIX_PRIOR] layer_widths = 5: must be 2 or more integers from 1 to 1000000, separated by commas"),
@@ -220,6 +227,10 @@ def test_a_wrong_file_is_told_whole(text: str, expected: str) -> None:
      "[TRAINING]\ngradient_samples = 5\ngradient_selection = resampled",
      "[TRAINING]\ngradient_samples = 1000000000",  # no more than there are take part
      "[TRAINING]\ndataset = mine\nN_train = 70000", "[THERMODYNAMIC_INTEGRATION]\nnum_temps = 1",
+     "[THERMODYNAMIC_INTEGRATION]\nnum_temps = 1000\nestimator = steppingstone\nresampler = systematic",
+     "[THERMODYNAMIC_INTEGRATION]\nmoves_per_temperature = 3",  # resampled by strata
+     # what is not used contradicts nothing
+     "[THERMODYNAMIC_INTEGRATION]\nnum_temps = 1\nestimator = telescoped\nresampler = residual",
      "[KAN_LIKELIHOOD]\nlikelihood_model = l2\noutput_activation = tanh",
      "[MIX_PRIOR]\nlayer_widths = 3, 9\n[KAN_LIKELIHOOD]\nexpert_widths = 9"],
 )  # fmt: skip
@@ -316,8 +327,8 @@ def test_the_page_of_keys_is_generated() -> None:
     assert (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8") == key_table()
     assert all(f"| `{key}` | {RULES[section][key][0]} | `" in key_table() for section, key in EVERY_KEY)
     refused = key_table().splitlines()[-1]
-    assert all(f"`{word}" in refused for word in ("schedule = cosine", "binarize = static", "gen_every", "num_temps"))
-    assert not any(word in refused for word in ("compile", "precision", "gradient_samples"))
+    assert all(f"`{word}" in refused for word in ("schedule = cosine", "binarize = static", "gen_every"))
+    assert not any(word in refused for word in ("num_temps", "compile", "precision", "gradient_samples"))
 
 
 def test_the_repositorys_file_is_the_references() -> None:

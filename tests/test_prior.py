@@ -545,3 +545,56 @@ def test_the_compiled_prior_is_the_plain_one(reference: str, basis: str, hidden:
         torch.testing.assert_close(prior.log_normalisers(), plain.log_normalisers(), rtol=1e-5, atol=1e-5)
     # roundings of the CDF, divided by the density, which is low somewhere
     torch.testing.assert_close(prior.sample(500, stream(43)), plain.sample(500, stream(43)), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("reference", sorted(RANGES))
+def test_redrawn_coordinates_are_distributed_as_their_own_prior(reference: str) -> None:
+    """Each draw names its own coordinates; each value is of the one it was asked for."""
+    prior = wild_prior(reference, "B-spline")
+    true, table = dense(prior, reference), prior.table()
+    assert np.abs(true.cdf[:, 0] - true.cdf[:, 1]).max() > 0.1  # the two differ
+    coordinates = torch.randint(0, 2, (DRAWS, 3), generator=stream(50))
+    drawn = prior.redraw(coordinates, stream(51), table)
+    assert drawn.shape == coordinates.shape
+    assert drawn.dtype == torch.float32
+    assert not drawn.requires_grad
+    for q in range(2):
+        for place in range(3):
+            z = drawn[coordinates[:, place] == q, place].double().numpy()
+            assert_drawn_from(z, lambda z, q=q: np.interp(z, true.z.numpy(), true.cdf[:, q]))
+    alike = (coordinates[:, :2] == 0).all(1)
+    one, other = drawn[alike, :2].double().numpy().T  # one draw's values are drawn apart
+    assert stats.spearmanr(one, other).pvalue > ALARM
+
+
+@pytest.mark.parametrize("reference", sorted(RANGES))
+def test_redrawing_all_coordinates_is_sampling(reference: str) -> None:
+    """The same bits of the same stream; also in chunks, for one draw, and in another order of coordinates."""
+    prior = wild_prior(reference, "B-spline")
+    for num in (1, 200):
+        everything = torch.arange(2).expand(num, -1)
+        assert torch.equal(prior.redraw(everything, stream(52)), prior.sample(num, stream(52)))
+    rng = stream(52)
+    first, second = (prior.redraw(everything, rng) for _ in range(2))
+    assert not torch.equal(first, second)
+    once = torch.randint(0, 2, (500, 1), generator=stream(53))
+    both = [prior.redraw(torch.full((500, 1), q), stream(54)) for q in range(2)]
+    assert torch.equal(prior.redraw(once, stream(54)), torch.where(once == 0, *both))
+
+
+def test_redrawing_in_chunks_is_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, coordinates = wild_prior("gaussian", "B-spline"), torch.randint(0, 2, (200, 3), generator=stream(55))
+    whole = prior.redraw(coordinates, stream(56))
+    for chunk in (1, 7 * 3 * BLOCK + 5):
+        monkeypatch.setattr(lvkam.prior, "DRAWING_CHUNK", chunk)
+        assert torch.equal(prior.redraw(coordinates, stream(56)), whole)
+
+
+def test_compiled_redrawing_is_the_plain_one() -> None:
+    require_compiler()
+    plain = wild_prior("gaussian", "B-spline")
+    prior = small_prior(2, 3, (), "gaussian", FunctionFamily(compiled=True))
+    prior.load_state_dict(plain.state_dict())
+    coordinates = torch.randint(0, 2, (500, 3), generator=stream(57))
+    found, expected = (p.redraw(coordinates, stream(58)) for p in (prior, plain))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

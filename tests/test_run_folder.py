@@ -46,7 +46,7 @@ def test_folder_is_named_by_the_run(num_temps: int, method: str, reference: str,
 
 
 def test_default_folder_is_the_specifications() -> None:
-    assert default_folder(Config()) == Path("logs/Vanilla/uniform/MNIST_1")
+    assert default_folder(Config()) == Path("logs/Thermodynamic/uniform/MNIST_1")
 
 
 def test_run_files_are_all_that_a_run_writes() -> None:

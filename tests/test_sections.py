@@ -45,7 +45,7 @@ num_grid_updating_samples = 64
 grid_update_frequency = 50
 grid_update_decay = 0.99
 [THERMODYNAMIC_INTEGRATION]
-num_temps = -1
+num_temps = 69
 p = 5
 [TRAINING]
 batch_size = 64
@@ -69,7 +69,7 @@ c_1 = 1e-4
 c_2 = 0.9
 rho = 0.5
 """
-"""The reference's keys with their values, but for num_temps, which is 69 there."""
+"""The reference's keys with their values."""
 
 ADDED = """\
 [MIX_PRIOR]

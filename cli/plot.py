@@ -1,0 +1,44 @@
+"""`lvkam plot CKPT --what KIND`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import checkpoint_argument, data_dir_option, overwrite_option, seed_option
+
+
+@click.command("plot")
+@checkpoint_argument
+@click.option("--what", type=click.Choice(["temperatures"]), required=True,
+              help="temperatures: the integrand of thermodynamic integration, and power posteriors.")  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), help="PNG, PDF or SVG file; default: KIND.png here.")
+@click.option("--num-images", type=click.IntRange(1), default=8, show_default=True,
+              help="How many images, the first of the test split.")  # fmt: skip
+@overwrite_option
+@seed_option
+@data_dir_option
+def command(
+    checkpoint: Path,
+    what: str,
+    output: Path | None,
+    num_images: int,
+    overwrite: bool,
+    seed: int | None,
+    data_dir: Path | None,
+) -> None:
+    """Draw what a model has learnt."""
+    from lvkam.inference import plot_checkpoint
+
+    click.echo(
+        plot_checkpoint(
+            checkpoint,
+            what,
+            output or Path(f"{what}.png"),
+            num_images=num_images,
+            seed=seed,
+            data_dir=data_dir,
+            overwrite=overwrite,
+        )
+    )

@@ -1,0 +1,327 @@
+"""From prior to posterior by temperatures: weights, resampling and moves along power posteriors.
+
+    p_t(z|x) proportional to p(z) p(x|z)^t,   t_k = (k/T)^p,  k = 0..T,   w_bs(t) = softmax over s of t l_bs
+    E_bk = sum_s w_bs(t_k) l_bs
+
+    thermodynamic integration    log p(x) = integral over t in [0, 1] of E_t[log p(x|z)]
+    trapezoid                    A_b = sum_k c_k E_bk,  c_k the trapezoid weights
+    stepping stone               A_b = sum_k log sum_s w_bs(t_(k-1)) exp((t_k - t_(k-1)) l_bs)
+
+Pure functions of log-likelihoods: what is annealed, and how it is redrawn, comes from the caller.
+
+Letters: B images, S samples or particles, Q latent coordinates, T temperatures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lvkam.sampling import (
+    Compiler,
+    as_written,
+    effective_sample_size,
+    residual_resample,
+    stratified_resample,
+    systematic_resample,
+)
+
+CHUNK = 2**20
+"""Weights computed at a time, some temperatures of B x S, to bound the memory."""
+
+Resampler = Callable[[Tensor, torch.Generator], Tensor]
+"""(weights (B, S), rng on the CPU) -> S indices of each row, (B, S)."""
+
+
+def _uniform(weights: Tensor, per_row: int, rng: torch.Generator) -> Tensor:
+    return torch.rand(len(weights), per_row, dtype=torch.float64, generator=rng).to(weights.device)
+
+
+def _stratified(weights: Tensor, rng: torch.Generator) -> Tensor:
+    return stratified_resample(weights, _uniform(weights, weights.shape[1], rng))
+
+
+def _systematic(weights: Tensor, rng: torch.Generator) -> Tensor:
+    return systematic_resample(weights, _uniform(weights, 1, rng), weights.shape[1])
+
+
+def _residual(weights: Tensor, rng: torch.Generator) -> Tensor:
+    return residual_resample(weights, _uniform(weights, weights.shape[1], rng))
+
+
+RESAMPLERS: dict[str, Resampler] = {"stratified": _stratified, "systematic": _systematic, "residual": _residual}
+"""By their names in the INI file."""
+
+
+def power_schedule(num_temps: int, exponent: float) -> Tensor:
+    """t_k = (k/T)^p for k = 0..T: (T+1,), float64, from exactly 0 to exactly 1.
+
+    Raises:
+        ValueError: no temperatures, or an exponent that is not positive.
+    """
+    if num_temps < 1 or not exponent > 0:
+        raise ValueError(f"{num_temps} temperatures, exponent {exponent}: must be at least 1, and greater than 0")
+    return (torch.arange(num_temps + 1, dtype=torch.float64) / num_temps) ** exponent
+
+
+def trapezoid_rule(temperatures: Tensor) -> Tensor:
+    """c_k, by which values at the temperatures sum to the trapezoid rule's integral: (T+1,) -> (T+1,)."""
+    step = temperatures.diff()
+    nothing = step.new_zeros(1)
+    return (torch.cat((nothing, step)) + torch.cat((step, nothing))) / 2
+
+
+@torch.no_grad()
+def power_expectations(log_likelihood: Tensor, temperatures: Tensor) -> Tensor:
+    """E_bk of samples of the prior: (B, S), (T+1,) -> (T+1, B)."""
+    return torch.cat([_tempered(log_likelihood, t)[1] for t in _in_chunks(log_likelihood, temperatures)])
+
+
+@torch.no_grad()
+def trapezoid_weights(
+    log_likelihood: Tensor, temperatures: Tensor, compiler: Compiler = as_written
+) -> tuple[Tensor, Tensor]:
+    """What all temperatures come to: the trapezoid sum A, and its derivative with respect to l.
+
+        W_bs = sum_k c_k w_bs(t_k) (1 + t_k (l_bs - E_bk))
+
+    W sums to one over s and may be negative. It is a constant, which makes the differentiable part of a loss as
+    cheap as that of importance sampling.
+
+    Args:
+        log_likelihood: (B, S).
+        temperatures: (T+1,), float64, increasing.
+        compiler: for the kernel.
+
+    Returns:
+        W (B, S) and A (B,).
+    """
+    total = torch.zeros_like(log_likelihood)
+    value = torch.zeros_like(log_likelihood[:, 0])
+    coefficients = trapezoid_rule(temperatures)
+    chunks = zip(_in_chunks(log_likelihood, temperatures), _in_chunks(log_likelihood, coefficients), strict=True)
+    for t, c in chunks:
+        part = compiler(_trapezoid_part)(log_likelihood, t, c)
+        total += part[:, :-1]
+        value += part[:, -1]
+    return total, value
+
+
+def _in_chunks(log_likelihood: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+    """Values of the temperatures, as many at a time as their weights may be."""
+    return values.to(log_likelihood).split(max(2, CHUNK // log_likelihood.numel()))
+
+
+def _tempered(log_likelihood: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """w_bs(t_k), (c, B, S), and E_bk, (c, B), at c temperatures."""
+    weights = torch.softmax(t.view(-1, 1, 1) * log_likelihood, -1)
+    return weights, (weights * log_likelihood).sum(-1)
+
+
+def _trapezoid_part(log_likelihood: Tensor, t: Tensor, c: Tensor) -> Tensor:
+    """W, and A in one more column, of some of the temperatures: (B, S), (c,), (c,) -> (B, S+1)."""
+    weights, mean = _tempered(log_likelihood, t)
+    t, c = t.view(-1, 1), c.view(-1, 1)  # (c, 1)
+    # sum_k c_k w_k (1 + t_k (l - E_k)), with l taken out of the sum
+    constant, linear = (c * (1 - t * mean)).unsqueeze(-1), (c * t).unsqueeze(-1)
+    total = (weights * constant).sum(0) + log_likelihood * (weights * linear).sum(0)
+    return torch.cat((total, (c * mean).sum(0).unsqueeze(-1)), -1)
+
+
+def telescoped_weights(log_likelihood: Tensor, temperatures: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The reference's estimator: of its sum over temperatures all but the first and the last cancel.
+
+        loss_k = sum_j v_j [t_k l_i(j) + log p(z_i(j))],   i ~ stratified(w(t_(k-1))),
+        v = softmax over j of (t_k - t_(k-1)) l_i(j),      A = loss_T - loss_1
+
+    The mean of the log-prior that each loss_k subtracts cancels too.
+
+    Args:
+        log_likelihood: (B, S).
+        temperatures: (T+1,), T at least 2.
+        rng: on the CPU.
+
+    Returns:
+        What multiplies l and what multiplies log p(z) in A, (B, S) each.
+    """
+    first = _reference_term(log_likelihood, temperatures, 1, rng)
+    last = _reference_term(log_likelihood, temperatures, len(temperatures) - 1, rng)
+    return float(temperatures[-1]) * last - float(temperatures[1]) * first, last - first
+
+
+@torch.no_grad()
+def _reference_term(log_likelihood: Tensor, temperatures: Tensor, k: int, rng: torch.Generator) -> Tensor:
+    """sum of v_j over the j that drew a sample, (B, S)."""
+    before, t = float(temperatures[k - 1]), float(temperatures[k])
+    index = _stratified(torch.softmax(before * log_likelihood, -1), rng)
+    v = torch.softmax((t - before) * log_likelihood.gather(1, index), -1)
+    return torch.zeros_like(log_likelihood).scatter_add_(1, index, v)
+
+
+class Annealed(NamedTuple):
+    """Particles that have come from t = 0 to t = 1."""
+
+    state: Tensor
+    """(B, S, ...)."""
+    log_likelihood: Tensor
+    """(B, S)."""
+    weights: Tensor
+    """(B, S), those of the posterior; each row sums to one."""
+    log_evidence: Tensor
+    """(B,), float64: by stepping stones; its exponential is unbiased for p(x)."""
+    expectations: Tensor
+    """E_bk, (T+1, B)."""
+    effective_sample_size: Tensor
+    """(B,), the lowest on the way, resampling having raised it again or not."""
+    acceptance: float
+    """Share of the proposed moves that were accepted; NaN without moves."""
+
+
+Move = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, float]]
+"""(state (B, S, ...), l (B, S), t) -> state, l and the share accepted; leaves p_t invariant."""
+
+
+@torch.no_grad()
+def anneal(
+    state: Tensor,
+    log_likelihood: Tensor,
+    temperatures: Tensor,
+    rng: torch.Generator,
+    *,
+    resampler: Resampler | None = None,
+    threshold: float = 0.5,
+    move: Move | None = None,
+) -> Annealed:
+    """Sequential Monte Carlo over the power posteriors.
+
+    Del Moral, Doucet and Jasra 2006; without resampling it is annealed importance sampling (Neal 2001). At each
+    temperature particles are reweighted by exp((t_k - t_(k-1)) l), resampled where they have become too unequal (their
+    mean weight then goes into the evidence, and they start again as equals), and moved, except at t = 1, where nothing
+    would come after.
+
+    Args:
+        state: what a likelihood belongs to, draws from the prior, (B, S, ...).
+        log_likelihood: l of each, (B, S).
+        temperatures: (T+1,), float64, from 0 to 1.
+        rng: for the resampler, on the CPU.
+        resampler: never resample if None.
+        threshold: resample an image's particles when their effective sample size is below this share of S.
+        move: changes particles at a temperature; none if None.
+    """
+    batch, num_particles = log_likelihood.shape
+    log_weights = torch.zeros_like(log_likelihood)
+    log_evidence = torch.zeros(batch, dtype=torch.float64, device=log_likelihood.device)
+    expectations = [log_likelihood.mean(1)]
+    lowest = torch.full_like(log_likelihood[:, 0], num_particles)
+    accepted = []
+    previous, last = 0.0, len(temperatures) - 1
+    for k, t in enumerate(temperatures.tolist()):
+        if k == 0:
+            continue
+        log_weights = log_weights + (t - previous) * log_likelihood
+        previous = t
+        weights = torch.softmax(log_weights, -1)
+        expectations.append((weights * log_likelihood).sum(1))
+        size = effective_sample_size(weights)
+        lowest = torch.minimum(lowest, size)
+        if k == last:
+            break
+        needy = size < threshold * num_particles
+        if resampler is not None and bool(needy.any()):
+            log_evidence += torch.where(needy, _log_mean(log_weights), 0.0)
+            stay = torch.arange(num_particles, device=needy.device)
+            index = torch.where(needy.unsqueeze(1), resampler(weights, rng), stay)
+            state, log_likelihood = _take(state, index), _take(log_likelihood, index)
+            log_weights = torch.where(needy.unsqueeze(1), 0.0, log_weights)
+        if move is not None:
+            state, log_likelihood, share = move(state, log_likelihood, t)
+            accepted.append(share)
+    return Annealed(
+        state,
+        log_likelihood,
+        torch.softmax(log_weights, -1),
+        log_evidence + _log_mean(log_weights),
+        torch.stack(expectations),
+        lowest,
+        sum(accepted) / len(accepted) if accepted else math.nan,
+    )
+
+
+def _log_mean(log_weights: Tensor) -> Tensor:
+    """log of the mean weight: (B, S) -> (B,), float64."""
+    return log_weights.double().logsumexp(1) - math.log(log_weights.shape[1])
+
+
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    """Each row's chosen particles: (B, S, ...), (B, S) -> (B, S, ...)."""
+    return values[torch.arange(len(index), device=index.device).unsqueeze(1), index]
+
+
+def redrawing(
+    count: int,
+    rng: torch.Generator,
+    *,
+    redraw: Callable[[Tensor], Tensor],
+    likelihood_of: Callable[[Tensor], Tensor],
+) -> Move | None:
+    """So many moves of `metropolis_move` in a row, for `anneal`; None if it is none."""
+
+    def move(z: Tensor, log_likelihood: Tensor, t: float) -> tuple[Tensor, Tensor, float]:
+        accepted = 0.0
+        for _ in range(count):
+            z, log_likelihood, share = metropolis_move(
+                z, log_likelihood, t, rng, redraw=redraw, likelihood_of=likelihood_of
+            )
+            accepted += share / count
+        return z, log_likelihood, accepted
+
+    return move if count else None
+
+
+def num_redrawn(latent_dim: int, t: float) -> int:
+    """How many of Q coordinates a move changes: half at t = 0, one at t = 1, fewer as the posterior narrows."""
+    return max(1, round(latent_dim / 2 * (1 - math.sqrt(t))))
+
+
+@torch.no_grad()
+def metropolis_move(
+    z: Tensor,
+    log_likelihood: Tensor,
+    t: float,
+    rng: torch.Generator,
+    *,
+    redraw: Callable[[Tensor], Tensor],
+    likelihood_of: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor, float]:
+    """Redraw some latent coordinates of each particle from the prior, and accept by the likelihood alone.
+
+    The proposal is the prior's own conditional and the choice of coordinates does not look at z, so that the
+    Metropolis-Hastings ratio is (p(x|z') / p(x|z))^t.
+
+    Args:
+        z: (B, S, Q).
+        log_likelihood: (B, S).
+        t: the temperature.
+        rng: on the CPU.
+        redraw: coordinates (B S, m) -> their new values, (B S, m).
+        likelihood_of: (B, S, Q) -> (B, S).
+
+    Returns:
+        z, its log-likelihoods, and the share accepted.
+    """
+    batch, num_particles, latent_dim = z.shape
+    count = num_redrawn(latent_dim, t)
+    # a stretch of a random order of the coordinates, from a place of each particle's own: distinct, and any m of them
+    order = torch.randperm(latent_dim, generator=rng)
+    start = torch.randint(latent_dim, (batch * num_particles, 1), generator=rng)
+    coordinates = order[(start + torch.arange(count)) % latent_dim].to(z.device)  # (B S, m)
+    proposed = z.flatten(0, 1).scatter(1, coordinates, redraw(coordinates)).view_as(z)
+    proposed_likelihood = likelihood_of(proposed)
+    threshold = torch.rand(batch, num_particles, generator=rng).to(z.device).log()
+    accepted = threshold < t * (proposed_likelihood - log_likelihood)
+    z = torch.where(accepted.unsqueeze(-1), proposed, z)
+    return z, torch.where(accepted, proposed_likelihood, log_likelihood), float(accepted.float().mean())
