@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lvkam.config import Config, ConfigError, load_config
-    from lvkam.evidence import Evidence, importance_log_evidence
+    from lvkam.evidence import Evidence, annealed_log_evidence, importance_log_evidence
     from lvkam.experiment import build_model, build_objective, load_model, run_experiment
     from lvkam.model import LVKAM
-    from lvkam.objectives import ImportanceSampling
+    from lvkam.objectives import ImportanceSampling, ThermodynamicIntegration
 
 __all__ = [
     "LVKAM",
@@ -26,6 +26,8 @@ __all__ = [
     "ConfigError",
     "Evidence",
     "ImportanceSampling",
+    "ThermodynamicIntegration",
+    "annealed_log_evidence",
     "build_model",
     "build_objective",
     "importance_log_evidence",
@@ -39,6 +41,7 @@ _HOMES = {
     "ConfigError": "config",
     "load_config": "config",
     "Evidence": "evidence",
+    "annealed_log_evidence": "evidence",
     "importance_log_evidence": "evidence",
     "build_model": "experiment",
     "build_objective": "experiment",
@@ -46,6 +49,7 @@ _HOMES = {
     "run_experiment": "experiment",
     "LVKAM": "model",
     "ImportanceSampling": "objectives",
+    "ThermodynamicIntegration": "objectives",
 }
 
 

@@ -315,7 +315,8 @@ def metropolis_move(
     """
     batch, num_particles, latent_dim = z.shape
     count = num_redrawn(latent_dim, t)
-    # a stretch of a random order of the coordinates, from a place of each particle's own: distinct, and any m of them
+    # a stretch of a random order of the coordinates, from a place of each particle's own: distinct, and any m of them;
+    # that particles share the order leaves their estimates uncorrelated, each being unbiased whatever the order is
     order = torch.randperm(latent_dim, generator=rng)
     start = torch.randint(latent_dim, (batch * num_particles, 1), generator=rng)
     coordinates = order[(start + torch.arange(count)) % latent_dim].to(z.device)  # (B S, m)

@@ -137,7 +137,7 @@ def annealed_log_evidence(
     """log p(x) by annealing each image's own particles from the prior, unscaled by `generator_variance`.
 
     Sequential Monte Carlo; without a resampler, annealed importance sampling (Neal 2001). Standard errors come from the
-    jackknife over the repetitions, which are independent of one another.
+    jackknife over the repetitions, which are uncorrelated.
 
     Args:
         model: the model.

@@ -443,17 +443,31 @@ def describe_run(config: Config, output: Path | None = None, data_dir: Path | No
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "steps": f"{training.num_epochs} epochs of {steps} steps of {training.batch_size} images "
         f"and {training.num_samples} samples",
+        "objective": _describe_objective(build_objective(config)),
         "kernels": f"not compiled: {plan}" if (plan := compilation_plan(config)) else "compiled, if a compiler works",
         "memory": f"about {_memory_estimate(model, config, dataset) / 2**20:.0f} MiB",
         "folder": f"{folder}{', which holds a run: --overwrite replaces it' if results_in(folder) else ''}",
     }
 
 
+def _describe_objective(objective: Objective) -> str:
+    if isinstance(objective, ImportanceSampling):
+        return "importance sampling"
+    particles = f", {objective.moves_per_temperature} moves each, particles of each image's own"
+    return (
+        f"thermodynamic integration, {objective.estimator}, {objective.num_temps} temperatures, "
+        f"resampling: {objective.resampler}{particles if objective.moves_per_temperature else ''}"
+    )
+
+
 def _memory_estimate(model: LVKAM, config: Config, dataset: Dataset) -> float:
     """Bytes: the libraries, the images, parameters with gradients and Adam's two moments, and the step's tensors."""
     libraries = 350 * 2**20
     parameters = sum(p.numel() for p in model.parameters())
-    batch, samples = config.training.batch_size, max(config.training.num_samples, CHUNK)
+    batch, samples = config.training.batch_size, config.training.num_samples
+    if config.thermodynamic.num_temps > 1 and config.thermodynamic.moves_per_temperature:
+        samples *= batch  # each image has its own
+    samples = max(samples, CHUNK)
     values = sum(layer.num_inputs + layer.num_outputs for _, layer in _layers(model)) + batch
     quadrature = config.prior.quadrature_points * config.prior.latent_dim * config.prior.num_components
     floats = dataset.train.numel() + 4 * parameters + 4 * samples * values + 6 * quadrature + 4 * FEATURES

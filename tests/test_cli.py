@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from tests.conftest import REPOSITORY, h5_arrays, require_compiler, small_overri
 from tests.test_compilation import without_compiler
 
 PROGRAM = [str(Path(sys.executable).with_name("lvkam"))]
-COMMANDS = ["train", "sample", "evaluate", "info", "check"]
+COMMANDS = ["train", "sample", "evaluate", "plot", "info", "check"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LVKAM_DATA_DIR": ""}
 
 
@@ -148,11 +149,71 @@ def test_evaluate(folder: Path) -> None:
     assert "does not compare" in text
 
 
+def test_evaluate_by_annealing(folder: Path) -> None:
+    arguments = ("evaluate", run_of(folder) / "ckpt.h5", "--num-images", "5")
+    annealed = (*arguments, "--estimator", "annealed", "--num-samples", "8", "--num-temps", "20")
+    done = lvkam(*annealed, "--json", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert (found["estimator"], found["num_temps"], found["num_repetitions"]) == ("annealed", 20, 20)
+    assert 0 < found["acceptance"] <= 1
+    plain = json.loads(lvkam(*arguments, "--num-samples", "5000", "--json", cwd=folder).stdout)
+    # estimates of one figure, both right: 4 standard errors and room for the bias of a logarithm
+    error = math.hypot(found["nll_stderr"], plain["nll_stderr"])
+    assert abs(found["nll_nats"] - plain["nll_nats"]) < 4 * error + 0.02
+    text = lvkam(*annealed, cwd=folder).stdout
+    assert f"of {8 * 20} (annealed)\n" in text
+    assert f"accepted moves         {100 * found['acceptance']:.0f} %, at 20 temperatures\n" in text
+    still = lvkam(*annealed, "--moves", "0", "--json", cwd=folder)
+    assert json.loads(still.stdout)["acceptance"] is None
+
+
+def test_an_estimate_that_is_not_to_be_trusted_says_so(folder: Path) -> None:
+    done = lvkam("evaluate", run_of(folder) / "ckpt.h5", "--num-images", "5", "--num-samples", "10", cwd=folder)
+    assert done.returncode == 0
+    assert re.fullmatch(
+        r"warning: an effective sample size of \d+\.\d is too low to trust the estimate or its error; "
+        r"try --estimator annealed, or more --num-samples\n",
+        done.stderr,
+    )
+
+
+def test_plot_temperatures(folder: Path, tmp_path: Path) -> None:
+    arguments = ("plot", run_of(folder) / "ckpt.h5", "--what", "temperatures", "--num-images", "3")
+    done = lvkam(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "temperatures.png\n", "")
+    assert (tmp_path / "temperatures.png").read_bytes().startswith(b"\x89PNG")
+    assert lvkam(*arguments, "--output", "t.pdf", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "t.pdf").read_bytes().startswith(b"%PDF")
+    refused = lvkam(*arguments, cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "error: temperatures.png: exists already; give --overwrite to replace it\n"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("estimator=telescoped",),
+        ("estimator=steppingstone", "resampler=residual", "num_temps=9"),
+        ("resampler=systematic", "num_temps=9"),
+        ("moves_per_temperature=1", "num_temps=4"),
+        ("num_temps=-1",),
+    ],
+)
+def test_every_way_of_training_runs(overrides: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
+    keys = [f"THERMODYNAMIC_INTEGRATION.{override}" for override in overrides]
+    done = lvkam("train", folder / "nist_config.ini", *settings("TRAINING.N_epochs=1", *keys), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    method = "Vanilla" if overrides == ("num_temps=-1",) else "Thermodynamic"
+    assert done.stdout == f"logs/{method}/uniform/MNIST_1\n"
+
+
 def test_check_trains_nothing(folder: Path, tmp_path: Path) -> None:
     done = lvkam("check", folder / "nist_config.ini", *settings("TRAINING.N_epochs=7"), "--seed", "5", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "folder       logs/Thermodynamic/uniform/MNIST_5\n" in done.stdout
     assert "steps        7 epochs of 8 steps of 25 images and 16 samples\n" in done.stdout
+    assert "objective    thermodynamic integration, trapezoid, 69 temperatures, resampling: none\n" in done.stdout
     assert "kernels      not compiled: 56 steps would not repay it\n" in done.stdout
     assert "\nseed = 5\n" in done.stdout
     assert list(tmp_path.iterdir()) == []
@@ -225,6 +286,23 @@ BAD_INPUT = {
         ["train", "c.ini", "--set", "OPTIMIZER.schedule=cosine"],
         "error: --set: [OPTIMIZER] schedule = cosine: is not implemented yet\n",
     ),
+    "contradicting ways to resample": (
+        [
+            "train",
+            "c.ini",
+            "--set",
+            "THERMODYNAMIC_INTEGRATION.estimator=telescoped",
+            "--set",
+            "THERMODYNAMIC_INTEGRATION.resampler=residual",
+        ],
+        "error: --set: [THERMODYNAMIC_INTEGRATION] resampler = residual: must be none, since estimator = telescoped "
+        "resamples by itself\n",
+    ),
+    "a picture of no known kind": (
+        ["plot", "none.h5", "--what", "temperatures", "--output", "t.gif"],
+        "error: t.gif: must end in .png, .pdf or .svg\n",
+    ),
+    "nothing that can be drawn": (["plot", "none.h5", "--what", "mood"], "Error: Invalid value for '--what'"),
     "no checkpoint": (["sample", "c.ini"], "error: c.ini: not a checkpoint of lvkam (not an HDF5 file)\n"),
     "missing checkpoint": (["evaluate", "none.h5"], "error: none.h5: no such file\n"),
     "another HDF5 file": (["info", "other.h5"], "error: other.h5: not a checkpoint of lvkam\n"),

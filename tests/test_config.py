@@ -21,7 +21,7 @@ def read_alone(section: str, key: str, text: str) -> object:
     return SECTIONS[section].model_validate({key: text}).values_by_key()[key]
 
 
-ONE_VALUE = {"output_activation", "schedule", "warmup_steps", "binarize", "shard", "gen_every"}
+ONE_VALUE = {"output_activation", "schedule", "warmup_steps", "binarize", "shard", "gen_every", "moves_per_temperature"}
 """Keys whose other values are not implemented, or contradict the default of another key."""
 
 ALTERED = {
@@ -361,6 +361,7 @@ def test_valid_configurations_round_trip(
     table["MIX_PRIOR", "layer_widths"] = ", ".join(map(str, widths))
     table["KAN_LIKELIHOOD", "expert_widths"] = f"{widths[-1]}, 5"
     table["TRAINING", "N_train"] = str(num_train)
+    table["THERMODYNAMIC_INTEGRATION", "num_temps"] = "1"  # with which its other keys contradict nothing
     config = parse(ini(table))
     assert config.optimizer.learning_rate == rate
     assert values(config) == values(Config()) | {place: read_alone(*place, text) for place, text in table.items()}

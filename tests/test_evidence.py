@@ -1,7 +1,7 @@
 """Estimates of log p(x) against dense quadrature and a closed form, their error bars against what repetitions show.
 
-Seeds are fixed, so that a test passes always or never. An estimate is 4 standard errors off once in 16,000; the jackknife
-of 20 repetitions has tails that make it once in 1300.
+Seeds are fixed, so that a test passes always or never. A normal estimate is 4 standard errors off once in 16,000; where
+the error comes from 20 repetitions itself, once in 1300.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 import lvkam.evidence
 from lvkam.annealing import RESAMPLERS, power_schedule
-from lvkam.evidence import Evidence, annealed_log_evidence, importance_log_evidence
+from lvkam.evidence import Evidence, anneal_particles, annealed_log_evidence, importance_log_evidence
 from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
 from lvkam.model import LVKAM
 from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions
@@ -172,7 +172,7 @@ def test_the_closed_form_of_a_linear_gaussian_model(latent_dim: int) -> None:
     model, x, truth = linear_gaussian(latent_dim, 0.5)
     assert_within_error_bars(importance_log_evidence(model, x, 40_000, stream(23)), truth, 0.06)
     for way in WAYS:
-        found = annealed_log_evidence(model, x, 120, stream(24), num_temps=25, **way)
+        found = annealed_log_evidence(model, x, 100, stream(24), num_temps=20, **way)
         assert_within_error_bars(found, truth, 0.25)
 
 
@@ -196,15 +196,15 @@ def test_annealed_within_its_error_bars_of_dense_quadrature(
 ) -> None:
     model = lively_model(latent_dim, reference, likelihood=likelihood)
     model.likelihood_std = 0.6
-    found = annealed_log_evidence(model, IMAGES, 100, stream(26), num_temps=20, **way)
-    assert_within_error_bars(found, exact_log_evidence(model, latent_dim, reference), 0.1)
+    found = annealed_log_evidence(model, IMAGES, 80, stream(26), num_temps=15, **way)
+    assert_within_error_bars(found, exact_log_evidence(model, latent_dim, reference), 0.12)
     if not way.get("moves", 1):
         assert found.acceptance is None
     else:
         assert found.acceptance is not None
         assert 0.1 < found.acceptance <= 1
-    assert (found.effective_sample_size <= 2000 * (1 + 1e-9)).all()
-    assert (found.effective_sample_size >= 100).all()
+    assert (found.effective_sample_size <= 1600 * (1 + 1e-9)).all()
+    assert (found.effective_sample_size >= 80).all()
 
 
 @pytest.mark.parametrize("per_chunk", [1, 3 * 30, 7 * 30 + 5, 10**6])
@@ -227,8 +227,8 @@ def test_without_resampling_and_moves_it_is_log_mean_exp(per_chunk: int, monkeyp
         found.effective_sample_size.numpy(), 30 * blocks.sum(0) ** 2 / (blocks**2).sum(0), rtol=1e-5
     )  # fmt: skip
     without = np.log([np.delete(blocks, r, 0).mean(0) for r in range(5)])
-    np.testing.assert_allclose(found.standard_error.numpy(), 4 / 5**0.5 * without.std(0), rtol=1e-4)
-    assert found.mean_standard_error == pytest.approx(4 / 5**0.5 * without.mean(1).std(), rel=1e-4)
+    np.testing.assert_allclose(found.standard_error.numpy(), 4 / 5**0.5 * without.std(0, ddof=1), rtol=1e-4)
+    assert found.mean_standard_error == pytest.approx(4 / 5**0.5 * without.mean(1).std(ddof=1), rel=1e-4)
     assert found.acceptance is None
 
 
@@ -244,6 +244,25 @@ def test_chunks_of_one_row_work_with_moves(monkeypatch: pytest.MonkeyPatch) -> N
     assert parts.acceptance == pytest.approx(whole.acceptance, abs=0.05)
 
 
+@pytest.mark.parametrize("t", [0.3, 1.0])
+def test_particles_stop_at_the_last_temperature(t: float) -> None:
+    """Below 1 they are weighted draws of p_t: E_t on the way, moments of z and the evidence by quadrature."""
+    model = lively_model(1, "uniform")
+    nodes, temperatures = dense_nodes(1, "uniform"), t * power_schedule(10, 2.0)
+    found = anneal_particles(model, IMAGES, 20_000, temperatures, stream(35))
+    assert not found.log_likelihood.requires_grad
+    with torch.no_grad():
+        values, log_prior = model.reported_log_likelihood(IMAGES, nodes).double(), model.prior.log_prob(nodes).double()
+    mass = torch.softmax(temperatures.view(-1, 1, 1) * values + log_prior, -1)
+    # 20,000 particles: a mean of numbers that spread by 1 is known to 0.03, with four standard errors
+    torch.testing.assert_close(found.expectations.double(), (mass * values).sum(-1), rtol=0, atol=0.04)
+    for power in (1, 2):
+        moment = (found.weights.double() * found.state.squeeze(-1).double() ** power).sum(1)
+        torch.testing.assert_close(moment, mass[-1] @ nodes.squeeze(-1).double() ** power, rtol=0, atol=0.01)
+    log_evidence = torch.logsumexp(t * values + log_prior, 1) - log_prior.logsumexp(0)
+    torch.testing.assert_close(found.log_evidence, log_evidence, rtol=0, atol=0.04)
+
+
 def test_a_seed_gives_the_same_annealed_evidence() -> None:
     model = lively_model(2, "gaussian")
     one, same, other = (annealed_log_evidence(model, IMAGES, 10, stream(s), num_temps=5) for s in (29, 29, 30))
@@ -252,6 +271,24 @@ def test_a_seed_gives_the_same_annealed_evidence() -> None:
     assert not torch.equal(one.log_evidence, other.log_evidence)
     assert not one.log_evidence.requires_grad
     assert one.log_evidence.dtype == torch.float64
+
+
+def test_the_threshold_and_the_resampler_are_used() -> None:
+    """Never resampling is having no resampler; always is another thing, and the shares are those asked for."""
+    model, calls = lively_model(2, "uniform"), []
+
+    def watched(weights: Tensor, rng: torch.Generator) -> Tensor:
+        calls.append(weights.shape)
+        return RESAMPLERS["systematic"](weights, rng)
+
+    def evidence(**way: Any) -> Tensor:
+        return annealed_log_evidence(model, IMAGES, 30, stream(34), num_temps=6, repetitions=3, **way).log_evidence
+
+    never, plain = evidence(resampler=watched, threshold=0.0), evidence(resampler=None)
+    assert torch.equal(never, plain)
+    assert not calls
+    assert not torch.equal(evidence(resampler=watched, threshold=1.0), plain)
+    assert calls == [(6, 30)] * 5  # three repetitions of two images, at each temperature but the ends
 
 
 def test_annealed_settings_are_used() -> None:

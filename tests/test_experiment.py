@@ -31,6 +31,7 @@ from lvkam.experiment import (
     run_experiment,
 )
 from lvkam.inference import sample_checkpoint
+from lvkam.objectives import ImportanceSampling, ThermodynamicIntegration
 from lvkam.run_folder import RUN_FILES, OutputError
 from lvkam.splines import BASES
 from lvkam.training import random_stream
@@ -93,6 +94,28 @@ def test_every_key_of_the_model_arrives_in_it() -> None:
     assert (objective.num_samples, objective.normalization) == (16, "contrastive")
     assert (objective.gradient_samples, objective.gradient_selection) == (3, "resampled")
     assert build_objective(small_config()).gradient_samples is None
+
+
+def test_every_key_of_the_temperatures_arrives_in_the_objective() -> None:
+    assert isinstance(build_objective(small_config("THERMODYNAMIC_INTEGRATION.num_temps=1")), ImportanceSampling)
+    objective = build_objective(
+        small_config(
+            "THERMODYNAMIC_INTEGRATION.num_temps=7", "THERMODYNAMIC_INTEGRATION.p=2",
+            "THERMODYNAMIC_INTEGRATION.estimator=steppingstone", "THERMODYNAMIC_INTEGRATION.resampler=residual",
+            "THERMODYNAMIC_INTEGRATION.resampling_threshold=0.3", "THERMODYNAMIC_INTEGRATION.moves_per_temperature=2",
+            "TRAINING.gradient_samples=3", "TRAINING.gradient_selection=resampled",
+        )
+    )  # fmt: skip
+    assert objective == ThermodynamicIntegration(
+        16, "quadrature", 3, "resampled", num_temps=7, exponent=2, estimator="steppingstone", resampler="residual",
+        resampling_threshold=0.3, moves_per_temperature=2,
+    )  # fmt: skip
+    default = build_objective(small_config())
+    assert default == ThermodynamicIntegration(16, num_temps=69, exponent=5, estimator="trapezoid", resampler="none")
+    # moves need a resampler
+    moving = build_objective(small_config("THERMODYNAMIC_INTEGRATION.moves_per_temperature=1"))
+    assert isinstance(moving, ThermodynamicIntegration)
+    assert moving.resampler == "stratified"
 
 
 def test_a_run_writes_its_files(run_folder: Path) -> None:

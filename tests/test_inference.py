@@ -13,9 +13,9 @@ from PIL import Image
 
 from lvkam.checkpoint import CheckpointError
 from lvkam.data import DataError, load_dataset
-from lvkam.evidence import importance_log_evidence
+from lvkam.evidence import annealed_log_evidence, importance_log_evidence
 from lvkam.experiment import load_model, run_experiment
-from lvkam.inference import evaluate_checkpoint, sample_checkpoint
+from lvkam.inference import evaluate_checkpoint, plot_checkpoint, sample_checkpoint
 from lvkam.run_folder import OutputError
 from lvkam.training import random_stream
 from tests.conftest import h5_arrays, small_config
@@ -42,6 +42,31 @@ def test_the_evaluation_is_that_of_the_model(checkpoint: Path) -> None:
     assert found["effective_sample_size"] == pytest.approx(evidence.effective_sample_size.mean().item())
     assert (found["num_images"], found["num_samples"], found["estimator"]) == (50, 500, "importance")
     assert evaluate_checkpoint(checkpoint, 50, 500, seed=2)["nll_nats"] != found["nll_nats"]
+
+
+def test_the_annealed_evaluation_is_that_of_the_model(checkpoint: Path) -> None:
+    found = evaluate_checkpoint(checkpoint, 4, 6, estimator="annealed", num_temps=7, moves=2)
+    images = load_dataset("MNIST", 1, 4, (7, 7)).test
+    rng = random_stream(1, "evaluation")
+    evidence = annealed_log_evidence(load_model(checkpoint), images, 6, rng, num_temps=7, moves=2)
+    assert found["nll_nats"] == -evidence.log_evidence.mean().item()
+    assert found["nll_stderr"] == evidence.mean_standard_error > 0
+    assert found["acceptance"] == evidence.acceptance
+    assert (found["num_samples"], found["num_temps"], found["estimator"]) == (6, 7, "annealed")
+
+
+def test_temperatures_are_drawn_and_nothing_overwritten(checkpoint: Path, tmp_path: Path) -> None:
+    for name, start in (("a.png", b"\x89PNG"), ("a.PDF", b"%PDF"), ("a.svg", b"<?xml")):
+        assert plot_checkpoint(checkpoint, "temperatures", tmp_path / name, num_images=2).read_bytes()[:5] in {
+            start,
+            start + b"\r",
+            start + b"-",
+        }
+    with pytest.raises(OutputError, match=r"a\.png: exists already"):
+        plot_checkpoint(checkpoint, "temperatures", tmp_path / "a.png")
+    with pytest.raises(OutputError, match=r"a\.jpg: must end in \.png, \.pdf or \.svg"):
+        plot_checkpoint(checkpoint, "temperatures", tmp_path / "a.jpg")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.PDF", "a.png", "a.svg"]
 
 
 def test_the_figures_of_each_image_make_up_the_mean(checkpoint: Path, tmp_path: Path) -> None:

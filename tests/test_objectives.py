@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lvkam.annealing import RESAMPLERS, anneal, power_schedule, trapezoid_rule, trapezoid_weights
+from lvkam.annealing import RESAMPLERS, anneal, power_schedule, redrawing, trapezoid_rule, trapezoid_weights
 from lvkam.model import LVKAM
 from lvkam.objectives import ImportanceSampling, ThermodynamicIntegration
 from lvkam.prior import MixturePrior
@@ -417,27 +417,22 @@ def test_the_trapezoid_gradient_is_that_of_its_sum(temps: int, exponent: float, 
 def test_only_the_derivative_of_the_sum_tends_to_the_gradient_of_the_evidence() -> None:
     """Weights held fixed, sum_k c_k w(t_k), leave an error that no number of temperatures removes."""
     model = lively_model(1, "uniform").double()
-    model.likelihood_std = 0.5
+    model.likelihood_std = 0.2
     nodes = dense_nodes(1, "uniform").double()
     exact = gradient(-(model.log_likelihood(X, nodes) + model.prior.log_prob(nodes)).logsumexp(1).mean(), model)
     errors = {}
-    for temps in (2, 50, 200):
+    for temps in (50, 400):
         objective = thermodynamic(20_000, num_temps=temps, exponent=2.0)
         found = gradient(objective(model, X, stream(31)), model)
         z, at_one = samples_and_weights(model, 20_000, 31)
         with torch.no_grad():
             values, temperatures = model.log_likelihood(X, z), power_schedule(temps, 2.0)
-            fixed = sum(
-                c * torch.softmax(t * values, 1)
-                for c, t in zip(trapezoid_rule(temperatures), temperatures, strict=True)
-            )
-        assert isinstance(fixed, Tensor)
+            weights = torch.softmax(temperatures.view(-1, 1, 1) * values, -1)
+            fixed = (trapezoid_rule(temperatures).view(-1, 1, 1) * weights).sum(0)
         held = gradient(two_part_loss(model, z, fixed, at_one), model)
         errors[temps] = (distance(found, exact), distance(held, exact))
-    assert errors[200][0] < 0.03
-    assert errors[2][0] > 2 * errors[200][0]
-    assert errors[50][1] > 0.15
-    assert errors[200][1] > 0.15
+    assert errors[400][0] < 0.03
+    assert errors[400][1] > 0.98 * errors[50][1] > 0.5
 
 
 @pytest.mark.parametrize("settings", [
@@ -451,7 +446,7 @@ def test_particles_give_the_gradient_of_the_evidence(reference: str, settings: d
     model = lively_model(1, reference)
     model.likelihood_std = 0.5
     exact = exact_gradient(model, 1, reference)
-    objective, rng = thermodynamic(5000, exponent=2.0, **settings), stream(32)
+    objective, rng = thermodynamic(3000, exponent=2.0, **settings), stream(32)
     estimates = [objective.estimate(model, IMAGES, rng) for _ in range(4)]
     found = np.mean([gradient(e.loss, model) for e in estimates], axis=0)
     assert distance(found, exact) < 0.06
@@ -461,7 +456,7 @@ def test_particles_give_the_gradient_of_the_evidence(reference: str, settings: d
         joint = (model.log_likelihood(IMAGES, nodes).double() + log_prior).logsumexp(1) - log_prior.logsumexp(0)
     values = np.mean([e.loss.item() for e in estimates])
     assert abs(values + float(joint.mean())) < 0.05
-    assert all(500 < e.effective_sample_size.item() <= 5000 for e in estimates)
+    assert all(300 < e.effective_sample_size.item() <= 3000 for e in estimates)
 
 
 def test_moves_give_the_gradient_that_few_samples_of_the_prior_do_not() -> None:
@@ -474,7 +469,7 @@ def test_moves_give_the_gradient_that_few_samples_of_the_prior_do_not() -> None:
             8, num_temps=12, exponent=3.0, resampler="stratified", resampling_threshold=0.9, moves_per_temperature=moves
         )
         rng = stream(33)
-        found = [gradient(objective(model, IMAGES, rng), model) for _ in range(60)]
+        found = [gradient(objective(model, IMAGES, rng), model) for _ in range(30)]
         errors[moves] = np.mean([distance(f, exact) for f in found])
     assert errors[2] < 0.8 * errors[0]
 
@@ -520,6 +515,40 @@ def test_resampled_shared_samples_carry_what_their_particles_weigh(resampler: st
     np.testing.assert_allclose(estimate.loss.item(), -value.mean().item(), rtol=1e-12)
     np.testing.assert_allclose(
         estimate.effective_sample_size.item(), annealed.effective_sample_size.mean().item(), rtol=1e-12
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("estimator", ["trapezoid", "steppingstone"])
+def test_moved_particles_are_differentiated_where_they_arrive(estimator: str) -> None:
+    """Each image's own, by the likelihood that training scales; not resampled here, so of unequal weights."""
+    model = peaked_model()
+    objective = thermodynamic(
+        20, num_temps=4, exponent=2.0, estimator=estimator, resampler="systematic", resampling_threshold=0.0,
+        moves_per_temperature=2,
+    )  # fmt: skip
+    estimate, rng = objective.estimate(model, X, stream(43)), stream(43)
+    temperatures = power_schedule(4, 2.0)
+    with torch.no_grad():
+        z = model.prior.sample(40, rng).view(2, 20, 2)
+        values = torch.cat([model.log_likelihood(X[b : b + 1], z[b]) for b in range(2)])
+    move = redrawing(
+        2, rng,
+        redraw=lambda coordinates: model.prior.redraw(coordinates, rng),
+        likelihood_of=lambda z: torch.cat([model.log_likelihood(X[b : b + 1], z[b]) for b in range(2)]).detach(),
+    )  # fmt: skip
+    annealed = anneal(z, values, temperatures, rng, move=move)
+    assert annealed.weights.max() > 3 / 20
+    terms = [
+        annealed.weights[b] * (model.log_likelihood(X[b : b + 1], annealed.state[b])[0] + model.prior.log_prob(drawn))
+        for b, drawn in enumerate(annealed.state)
+    ]
+    expected = gradient(-torch.stack(terms).sum(1).mean(), model)
+    np.testing.assert_allclose(gradient(estimate.loss, model), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    integral = (trapezoid_rule(temperatures).view(-1, 1) * annealed.expectations).sum(0)
+    value = annealed.log_evidence if estimator == "steppingstone" else integral
+    np.testing.assert_allclose(estimate.loss.item(), -value.mean().item(), rtol=1e-9)
+    np.testing.assert_allclose(
+        estimate.effective_sample_size.item(), annealed.effective_sample_size.mean().item(), rtol=1e-9
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lvkam.plots import MOST_IMAGES, SMALLEST_SIDE, image_grid, save_image_grid, save_loss_curve
+from lvkam.plots import MOST_IMAGES, SMALLEST_SIDE, image_grid, save_image_grid, save_loss_curve, temperatures_figure
 from lvkam.run_folder import append_loss
 
 LINE, GREY = 2, 96
@@ -103,3 +103,19 @@ def test_the_curve_shows_losses_and_grid_updates(tmp_path: Path) -> None:
     assert np.array_equal(plain, draw(tmp_path, [5.0, 4.0, 3.0]))
     assert not np.array_equal(plain, draw(tmp_path, [5.0, 3.5, 3.0]))
     assert not np.array_equal(plain, draw(tmp_path, [5.0, 4.0, 3.0], updated="true"))
+
+
+def test_the_temperatures_figure_integrates_the_mean_by_trapezoids() -> None:
+    temperatures = np.linspace(0, 1, 5) ** 2
+    integrand = np.stack([-50 + 30 * temperatures, -60 + 30 * temperatures], axis=1)  # straight lines: exact
+    rng = np.random.default_rng(0)
+    figure = temperatures_figure(temperatures, integrand, [(0.0, rng.normal(size=99)), (1.0, rng.normal(size=99))], 7)
+    first, second, third = figure.axes
+    assert first.get_title() == "area of the trapezoids: mean log p(x) = -40.00"
+    mean = second.lines[-1]
+    assert np.allclose(mean.get_xdata(), np.linspace(0, 1, 5))
+    assert np.allclose(mean.get_ydata(), integrand.mean(1))
+    assert third.get_xlabel() == "latent coordinate 7"
+    legend = third.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["t = 0", "t = 1"]
