@@ -230,13 +230,13 @@ def anneal(
         lowest = torch.minimum(lowest, size)
         if k == last:
             break
-        needy = size < threshold * num_particles
-        if resampler is not None and bool(needy.any()):
-            log_evidence += torch.where(needy, _log_mean(log_weights), 0.0)
-            stay = torch.arange(num_particles, device=needy.device)
-            index = torch.where(needy.unsqueeze(1), resampler(weights, rng), stay)
-            state, log_likelihood = _take(state, index), _take(log_likelihood, index)
-            log_weights = torch.where(needy.unsqueeze(1), 0.0, log_weights)
+        needy = (size < threshold * num_particles).nonzero().squeeze(1)  # images
+        if resampler is not None and len(needy):
+            index = resampler(weights[needy], rng)
+            log_evidence.index_add_(0, needy, _log_mean(log_weights[needy]))
+            log_weights = log_weights.index_fill(0, needy, 0.0)
+            state = state.index_copy(0, needy, _take(state[needy], index))
+            log_likelihood = log_likelihood.index_copy(0, needy, _take(log_likelihood[needy], index))
         if move is not None:
             state, log_likelihood, share = move(state, log_likelihood, t)
             accepted.append(share)

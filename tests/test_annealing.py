@@ -303,10 +303,10 @@ def by_hand(values: Array, temperatures: Array, indices: Iterator[Tensor], thres
             break
         resampled.append(sizes[-1] < threshold * samples)
         index = next(indices).numpy() if resampled[-1].any() else None
-        for b in np.flatnonzero(resampled[-1]):
+        for row, b in enumerate(np.flatnonzero(resampled[-1])):  # only those that need it are drawn for
             assert index is not None
             evidence[b] += np.log(weights[b].mean())
-            particles[b], values[b], weights[b] = particles[b][index[b]], values[b][index[b]], 1.0
+            particles[b], values[b], weights[b] = particles[b][index[row]], values[b][index[row]], 1.0
         if moves:
             values = values + temperatures[k]
     shares = weights / weights.sum(1, keepdims=True)
@@ -328,7 +328,7 @@ def test_particles_are_the_algorithm_written_out(threshold: float, moves: bool) 
 
     found = anneal(
         torch.arange(40).expand(3, -1), values, temperatures, stream(13),
-        resampler=lambda *_: next(rounds), threshold=threshold, move=move if moves else None,
+        resampler=lambda weights, _: next(rounds)[: len(weights)], threshold=threshold, move=move if moves else None,
     )  # fmt: skip
     true = by_hand(values.numpy().copy(), temperatures.numpy(), iter(indices), threshold, moves)
     assert true.resampled.any()
