@@ -20,7 +20,7 @@ from lvkam.evidence import annealed_log_evidence
 from lvkam.experiment import load_checkpoint
 from lvkam.training import random_stream
 
-SEEDS, SECONDS = (1, 2, 3), 40
+SEEDS, SECONDS = (1, 2, 3), 30
 IMAGES, PARTICLES, TEMPERATURES = 100, 8, 50
 """Of the evidence."""
 

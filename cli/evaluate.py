@@ -51,11 +51,11 @@ def command(
         checkpoint, num_images, num_samples, seed, data_dir,
         estimator=estimator, num_temps=num_temps, moves=moves, per_image=per_image, overwrite=overwrite,
     )  # fmt: skip
-    if summary["effective_sample_size"] < LOWEST_SAMPLE_SIZE:
+    if summary["images_not_to_trust"] > summary["num_images"] / 100:
         remedy = "--estimator annealed, or more --num-samples" if estimator == "importance" else "more --num-samples"
         click.echo(
-            f"warning: an effective sample size of {summary['effective_sample_size']:.1f} is too low to trust the "
-            f"estimate or its error; try {remedy}",
+            f"warning: {summary['images_not_to_trust']} of {summary['num_images']} images have an effective sample "
+            f"size under {LOWEST_SAMPLE_SIZE}, too low to trust the estimate or its error; try {remedy}",
             err=True,
         )
     if as_json:
@@ -68,6 +68,7 @@ def command(
     if summary["acceptance"] is not None:
         click.echo(f"accepted moves         {100 * summary['acceptance']:.0f} %, at {num_temps} temperatures")
     click.echo(f"images                 {summary['num_images']}, the first of the test split")
+    click.echo("On average the estimate is an upper bound, by about half the squared standard errors of the images.")
     if summary["likelihood"] == "bernoulli":
         click.echo("On grey values the Bernoulli log-likelihood is a cross-entropy: it does not compare")
-        click.echo("with densities of discretised data. On average the estimate is an upper bound.")
+        click.echo("with densities of discretised data.")

@@ -29,12 +29,11 @@ def command(
     data_dir: Path | None,
 ) -> None:
     """Draw what a model has learnt."""
-    from lvkam.inference import plot_checkpoint
+    from lvkam.inference import plot_temperatures
 
     click.echo(
-        plot_checkpoint(
+        plot_temperatures(
             checkpoint,
-            what,
             output or Path(f"{what}.png"),
             num_images=num_images,
             seed=seed,

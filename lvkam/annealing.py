@@ -7,13 +7,16 @@
     trapezoid                    A_b = sum_k c_k E_bk,  c_k the trapezoid weights
     stepping stone               A_b = sum_k log sum_s w_bs(t_(k-1)) exp((t_k - t_(k-1)) l_bs)
 
-Pure functions of log-likelihoods: what is annealed, and how it is redrawn, comes from the caller.
+Pure functions of log-likelihoods: what is annealed, and how it is redrawn, comes from the caller; `anneal_prior`
+anneals latents.
 
 Letters: B images, S samples or particles, Q latent coordinates, T temperatures.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,7 +24,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lvkam.prior import MixturePrior
 from lvkam.sampling import (
+    CellTable,
     Compiler,
     as_written,
     effective_sample_size,
@@ -78,7 +83,9 @@ def trapezoid_rule(temperatures: Tensor) -> Tensor:
 @torch.no_grad()
 def power_expectations(log_likelihood: Tensor, temperatures: Tensor) -> Tensor:
     """E_bk of samples of the prior: (B, S), (T+1,) -> (T+1, B)."""
-    return torch.cat([_tempered(log_likelihood, t)[1] for t in _in_chunks(log_likelihood, temperatures)])
+    return torch.cat(
+        [_tempered(log_likelihood, t)[1] for t in _chunks(temperatures.to(log_likelihood), log_likelihood)]
+    )
 
 
 @torch.no_grad()
@@ -100,20 +107,26 @@ def trapezoid_weights(
     Returns:
         W (B, S) and A (B,).
     """
+    peak = log_likelihood.amax(1, keepdim=True)
+    log_likelihood = log_likelihood - peak  # W stays what it is, and small numbers lose less to rounding
     total = torch.zeros_like(log_likelihood)
-    value = torch.zeros_like(log_likelihood[:, 0])
-    coefficients = trapezoid_rule(temperatures)
-    chunks = zip(_in_chunks(log_likelihood, temperatures), _in_chunks(log_likelihood, coefficients), strict=True)
-    for t, c in chunks:
-        part = compiler(_trapezoid_part)(log_likelihood, t, c)
+    value = peak.squeeze(1).clone()
+    nodes = torch.stack((temperatures, trapezoid_rule(temperatures)), 1).to(log_likelihood)
+    for chunk in _chunks(nodes, log_likelihood):
+        part = compiler(_trapezoid_part)(log_likelihood, *chunk.unbind(1))
         total += part[:, :-1]
         value += part[:, -1]
     return total, value
 
 
-def _in_chunks(log_likelihood: Tensor, values: Tensor) -> tuple[Tensor, ...]:
-    """Values of the temperatures, as many at a time as their weights may be."""
-    return values.to(log_likelihood).split(max(2, CHUNK // log_likelihood.numel()))
+def _chunks(temperatures: Tensor, log_likelihood: Tensor) -> tuple[Tensor, ...]:
+    """As many temperatures at a time as their weights may be, but two at least: one would be compiled for itself."""
+    most = max(2, CHUNK // log_likelihood.numel())
+    return (
+        temperatures.tensor_split(math.ceil(len(temperatures) / most))
+        if len(temperatures) > most + 1
+        else (temperatures,)
+    )
 
 
 def _tempered(log_likelihood: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +163,7 @@ def telescoped_weights(log_likelihood: Tensor, temperatures: Tensor, rng: torch.
     """
     first = _reference_term(log_likelihood, temperatures, 1, rng)
     last = _reference_term(log_likelihood, temperatures, len(temperatures) - 1, rng)
-    return float(temperatures[-1]) * last - float(temperatures[1]) * first, last - first
+    return last - float(temperatures[1]) * first, last - first
 
 
 @torch.no_grad()
@@ -177,8 +190,8 @@ class Annealed(NamedTuple):
     """E_bk, (T+1, B)."""
     effective_sample_size: Tensor
     """(B,), the lowest on the way, resampling having raised it again or not."""
-    acceptance: float
-    """Share of the proposed moves that were accepted; NaN without moves."""
+    acceptance: float | None
+    """Share of the proposed moves that were accepted; None without moves."""
 
 
 Move = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, float]]
@@ -213,25 +226,23 @@ def anneal(
         move: changes particles at a temperature; none if None.
     """
     batch, num_particles = log_likelihood.shape
-    log_weights = torch.zeros_like(log_likelihood)
+    # in float64, since small steps add up
+    log_weights = torch.zeros_like(log_likelihood, dtype=torch.float64)
     log_evidence = torch.zeros(batch, dtype=torch.float64, device=log_likelihood.device)
+    weights = torch.full_like(log_likelihood, 1 / num_particles)
     expectations = [log_likelihood.mean(1)]
     lowest = torch.full_like(log_likelihood[:, 0], num_particles)
     accepted = []
-    previous, last = 0.0, len(temperatures) - 1
-    for k, t in enumerate(temperatures.tolist()):
-        if k == 0:
-            continue
+    last = len(temperatures) - 1
+    for k, (previous, t) in enumerate(itertools.pairwise(temperatures.tolist()), start=1):
         log_weights = log_weights + (t - previous) * log_likelihood
-        previous = t
-        weights = torch.softmax(log_weights, -1)
+        weights = torch.softmax(log_weights, -1).to(log_likelihood.dtype)
         expectations.append((weights * log_likelihood).sum(1))
         size = effective_sample_size(weights)
         lowest = torch.minimum(lowest, size)
         if k == last:
             break
-        needy = (size < threshold * num_particles).nonzero().squeeze(1)  # images
-        if resampler is not None and len(needy):
+        if resampler is not None and len(needy := (size < threshold * num_particles).nonzero().squeeze(1)):
             index = resampler(weights[needy], rng)
             log_evidence.index_add_(0, needy, _log_mean(log_weights[needy]))
             log_weights = log_weights.index_fill(0, needy, 0.0)
@@ -240,20 +251,14 @@ def anneal(
         if move is not None:
             state, log_likelihood, share = move(state, log_likelihood, t)
             accepted.append(share)
-    return Annealed(
-        state,
-        log_likelihood,
-        torch.softmax(log_weights, -1),
-        log_evidence + _log_mean(log_weights),
-        torch.stack(expectations),
-        lowest,
-        sum(accepted) / len(accepted) if accepted else math.nan,
-    )
+    log_evidence += _log_mean(log_weights)
+    acceptance = sum(accepted) / len(accepted) if accepted else None
+    return Annealed(state, log_likelihood, weights, log_evidence, torch.stack(expectations), lowest, acceptance)
 
 
 def _log_mean(log_weights: Tensor) -> Tensor:
-    """log of the mean weight: (B, S) -> (B,), float64."""
-    return log_weights.double().logsumexp(1) - math.log(log_weights.shape[1])
+    """log of the mean weight: (B, S) -> (B,)."""
+    return log_weights.logsumexp(1) - math.log(log_weights.shape[1])
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
@@ -280,6 +285,30 @@ def redrawing(
         return z, log_likelihood, accepted
 
     return move if count else None
+
+
+@torch.no_grad()
+def anneal_prior(
+    prior: MixturePrior,
+    likelihood_of: Callable[[Tensor], Tensor],
+    num_images: int,
+    num_particles: int,
+    temperatures: Tensor,
+    rng: torch.Generator,
+    table: CellTable,
+    *,
+    moves: int,
+    resampler: Resampler | None,
+    threshold: float,
+) -> Annealed:
+    """Anneal S particles of each image, drawn from the prior and redrawn from it, by `anneal`.
+
+    `likelihood_of` tells that of latents, (B, S, Q) -> (B, S); `table` is the prior's.
+    """
+    z = prior.sample(num_images * num_particles, rng, table).unflatten(0, (num_images, num_particles))
+    redraw = functools.partial(prior.redraw, rng=rng, table=table)
+    move = redrawing(moves, rng, redraw=redraw, likelihood_of=likelihood_of)
+    return anneal(z, likelihood_of(z), temperatures, rng, resampler=resampler, threshold=threshold, move=move)
 
 
 def num_redrawn(latent_dim: int, t: float) -> int:
@@ -315,11 +344,7 @@ def metropolis_move(
     """
     batch, num_particles, latent_dim = z.shape
     count = num_redrawn(latent_dim, t)
-    # a stretch of a random order of the coordinates, from a place of each particle's own: distinct, and any m of them;
-    # that particles share the order leaves their estimates uncorrelated, each being unbiased whatever the order is
-    order = torch.randperm(latent_dim, generator=rng)
-    start = torch.randint(latent_dim, (batch * num_particles, 1), generator=rng)
-    coordinates = order[(start + torch.arange(count)) % latent_dim].to(z.device)  # (B S, m)
+    coordinates = torch.rand(batch * num_particles, latent_dim, generator=rng).topk(count).indices.to(z.device)
     proposed = z.flatten(0, 1).scatter(1, coordinates, redraw(coordinates)).view_as(z)
     proposed_likelihood = likelihood_of(proposed)
     threshold = torch.rand(batch, num_particles, generator=rng).to(z.device).log()

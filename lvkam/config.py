@@ -212,6 +212,10 @@ def _validate(content: dict[str, dict[str, Any]], values: Values, source: str, p
         value, origin = values[section, key]
         allowed = allowed_text(SECTIONS[section].fields_by_key()[key][1])
         problems.append(f"{origin}: [{section}] {key} = {value[:80]}: must be {allowed}")
+    moving = sections["THERMODYNAMIC_INTEGRATION"]
+    assert isinstance(moving, ThermodynamicConfig)
+    if moving.moves_per_temperature and moving.resampler == "none":  # moves need one
+        sections["THERMODYNAMIC_INTEGRATION"] = moving.model_copy(update={"resampler": "stratified"})
     config = Config.model_validate({**sections, "source": source})
     for section, key, allowed in _contradictions(config):
         # a contradiction with a value that is wrong itself would only confuse
@@ -288,10 +292,10 @@ def _thermodynamic_contradictions(config: Config) -> Iterator[tuple[str, str, st
     if settings.num_temps <= 1:  # none of it is used
         return
     if settings.estimator == "telescoped":
-        if settings.resampler != "none":
-            yield _TEMPERATURES[0], "resampler", "none, since estimator = telescoped resamples by itself"
         if settings.moves_per_temperature:
             yield _TEMPERATURES[0], "moves_per_temperature", "0, which estimator = telescoped needs"
+        elif settings.resampler != "none":
+            yield _TEMPERATURES[0], "resampler", "none, since estimator = telescoped resamples by itself"
     if settings.moves_per_temperature and config.prior.normalization == "contrastive":
         yield (
             "MIX_PRIOR",

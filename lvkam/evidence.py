@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lvkam.annealing import RESAMPLERS, Annealed, Resampler, anneal, power_schedule, redrawing
+from lvkam.annealing import RESAMPLERS, Annealed, Resampler, anneal_prior, power_schedule
 from lvkam.model import LVKAM
-from lvkam.sampling import CellTable
 
 NUM_BLOCKS = 32
 """Blocks of samples for the jackknife."""
@@ -50,7 +49,8 @@ class Evidence:
     standard_error: Tensor
     """(B,), of the estimate, the image held fixed."""
     effective_sample_size: Tensor
-    """(B,), between 1 and S; of R times S particles likewise: by how unequal the repetitions are."""
+    """(B,), between 1 and S, or R S if annealed: by the lowest one of each repetition on its way, and by how unequal
+    the repetitions are."""
     mean_standard_error: float
     """Of the mean over the images. They share the samples, so that their errors do not average out as
     independent ones would; it comes from leaving out the same block or repetition for all of them."""
@@ -95,31 +95,6 @@ def importance_log_evidence(
 
 
 @torch.no_grad()
-def anneal_particles(
-    model: LVKAM,
-    x: Tensor,
-    num_particles: int,
-    temperatures: Tensor,
-    rng: torch.Generator,
-    table: CellTable | None = None,
-    *,
-    moves: int = 1,
-    resampler: Resampler | None = RESAMPLERS["stratified"],
-    threshold: float = 0.5,
-) -> Annealed:
-    """Anneal S particles of each image, (B, D), from the prior through the power posteriors at the temperatures.
-
-    `table` is of the prior; other arguments are those of `annealed_log_evidence`. The last temperature may be below 1.
-    """
-    table = table or model.prior.table()
-    likelihood_of = functools.partial(model.reported_log_likelihood, x)
-    redraw = functools.partial(model.prior.redraw, rng=rng, table=table)
-    z = model.prior.sample(len(x) * num_particles, rng, table).unflatten(0, (len(x), -1))
-    move = redrawing(moves, rng, redraw=redraw, likelihood_of=likelihood_of)
-    return anneal(z, likelihood_of(z), temperatures, rng, resampler=resampler, threshold=threshold, move=move)
-
-
-@torch.no_grad()
 def annealed_log_evidence(
     model: LVKAM,
     x: Tensor,
@@ -137,12 +112,13 @@ def annealed_log_evidence(
     """log p(x) by annealing each image's own particles from the prior, unscaled by `generator_variance`.
 
     Sequential Monte Carlo; without a resampler, annealed importance sampling (Neal 2001). Standard errors come from the
-    jackknife over the repetitions, which are uncorrelated.
+    jackknife over the repetitions, which are independent. The estimate is too low on average, as the logarithm of any
+    average is.
 
     Args:
         model: the model.
         x: images, (B, D).
-        num_particles: S, of each image in each repetition.
+        num_particles: S, of each image in each repetition; those of one image are in memory at once.
         rng: on the CPU.
         num_temps: T.
         exponent: p of the temperatures.
@@ -153,29 +129,36 @@ def annealed_log_evidence(
         progress: whether to show a bar on standard error.
 
     Raises:
-        ValueError: fewer than two repetitions.
+        ValueError: fewer than two repetitions, no particle or no temperature.
     """
     if repetitions < 2:
         raise ValueError(f"repetitions = {repetitions}: must be at least 2, for a standard error")
+    if num_particles < 1:
+        raise ValueError(f"num_particles = {num_particles}: must be at least 1")
     table = model.prior.table()
     temperatures = power_schedule(num_temps, exponent)
-    rows = x.repeat(repetitions, 1)  # (R B, D)
-    log_evidence, accepted = [], []
+    rows = torch.arange(repetitions * len(x), device=x.device)  # the images once for each repetition
+    parts: list[Annealed] = []
     bar = tqdm(total=len(rows), desc="evidence", unit="image", unit_scale=1 / repetitions, leave=False,
                disable=not progress)  # fmt: skip
     with bar:
         for chunk in rows.split(max(1, PARTICLES // num_particles)):
-            annealed = anneal_particles(
-                model, chunk, num_particles, temperatures, rng, table,
+            likelihood_of = functools.partial(model.reported_log_likelihood, x[chunk % len(x)])
+            annealed = anneal_prior(
+                model.prior, likelihood_of, len(chunk), num_particles, temperatures, rng, table,
                 moves=moves, resampler=resampler, threshold=threshold,
             )  # fmt: skip
-            log_evidence.append(annealed.log_evidence)
-            accepted.append(annealed.acceptance * len(chunk) / len(rows))
+            parts.append(annealed._replace(state=rows[:0]))  # latents are not needed any more
             bar.update(len(chunk))
-    blocks = torch.cat(log_evidence).view(repetitions, -1) + math.log(num_particles)  # (R, B)
-    ess = num_particles * torch.exp(2 * blocks.logsumexp(0) - (2 * blocks).logsumexp(0))
+    blocks = torch.cat([part.log_evidence for part in parts]).view(repetitions, -1) + math.log(num_particles)  # (R, B)
+    # the effective sample size of each repetition, and how unequal the repetitions are
+    sizes = torch.cat([part.effective_sample_size for part in parts]).view(repetitions, -1)
+    ess = torch.exp(2 * blocks.logsumexp(0) - (2 * blocks - sizes.log()).logsumexp(0))
     evidence = _average(blocks, torch.full((repetitions,), num_particles), ess)
-    return dataclasses.replace(evidence, acceptance=sum(accepted) if moves else None)
+    if parts[0].acceptance is None:
+        return evidence
+    accepted = sum((part.acceptance or 0.0) * len(part.weights) for part in parts) / len(rows)
+    return dataclasses.replace(evidence, acceptance=accepted)
 
 
 def _average(blocks: Tensor, sizes: Tensor, ess: Tensor) -> Evidence:

@@ -117,21 +117,20 @@ def _build_model(config: Config, data_dim: int, *, compiled: bool) -> LVKAM:
 
 
 def build_objective(config: Config) -> Objective:
-    """The loss that a configuration trains with; moves without a named resampler get `stratified`."""
+    """The loss that a configuration trains with."""
     training, settings = config.training, config.thermodynamic
     gradient_samples = None if training.gradient_samples == "all" else training.gradient_samples
     shared = (training.num_samples, config.prior.normalization, gradient_samples, training.gradient_selection)
     if settings.num_temps <= 1:
         return ImportanceSampling(*shared)
-    moves, resampler = settings.moves_per_temperature, settings.resampler
     return ThermodynamicIntegration(
         *shared,
         num_temps=settings.num_temps,
         exponent=settings.exponent,
         estimator=settings.estimator,
-        resampler="stratified" if moves and resampler == "none" else resampler,
+        resampler=settings.resampler,
         resampling_threshold=settings.resampling_threshold,
-        moves_per_temperature=moves,
+        moves_per_temperature=settings.moves_per_temperature,
     )
 
 
@@ -453,7 +452,7 @@ def describe_run(config: Config, output: Path | None = None, data_dir: Path | No
 def _describe_objective(objective: Objective) -> str:
     if isinstance(objective, ImportanceSampling):
         return "importance sampling"
-    particles = f", {objective.moves_per_temperature} moves each, particles of each image's own"
+    particles = f", moves at each: {objective.moves_per_temperature}, of each image's own particles"
     return (
         f"thermodynamic integration, {objective.estimator}, {objective.num_temps} temperatures, "
         f"resampling: {objective.resampler}{particles if objective.moves_per_temperature else ''}"

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from lvkam.annealing import RESAMPLERS, power_schedule
+from lvkam.annealing import RESAMPLERS, Annealed, anneal_prior, power_schedule
 from lvkam.checkpoint import write_atomically
 from lvkam.data import DataError, load_dataset
 from lvkam.evidence import (
+    PARTICLES,
     REPETITIONS,
     Evidence,
-    anneal_particles,
     annealed_log_evidence,
     importance_log_evidence,
 )
 from lvkam.experiment import draw_images, load_checkpoint
 from lvkam.plots import temperatures_figure
 from lvkam.run_folder import OutputError, check_files, save_images
+from lvkam.sections import ThermodynamicConfig
 from lvkam.training import random_stream
 
 ESTIMATORS = {"importance": (1000, 20000), "annealed": (100, 16)}
@@ -30,6 +34,9 @@ ESTIMATORS = {"importance": (1000, 20000), "annealed": (100, 16)}
 
 LOWEST_SAMPLE_SIZE = 20
 """Effective sample size below which an estimate is not to be trusted: its standard error may be far too small."""
+
+POWERS = (0.0, 0.01, 0.05, 0.2, 1.0)
+"""Temperatures of which power posteriors are drawn."""
 
 
 def evaluate_checkpoint(
@@ -82,6 +89,7 @@ def evaluate_checkpoint(
     if per_image is not None:
         _write_per_image(per_image, evidence)
     nll = -float(evidence.log_evidence.mean())
+    annealed = estimator == "annealed"
     return {
         "nll_nats": nll,
         "nll_stderr": evidence.mean_standard_error,
@@ -89,8 +97,9 @@ def evaluate_checkpoint(
         "effective_sample_size": float(evidence.effective_sample_size.mean()),
         "num_images": num_images,
         "num_samples": num_samples,
-        "num_repetitions": 1 if estimator == "importance" else REPETITIONS,
-        "num_temps": 1 if estimator == "importance" else num_temps,
+        "images_not_to_trust": int((evidence.effective_sample_size < LOWEST_SAMPLE_SIZE).sum()),
+        "num_repetitions": REPETITIONS if annealed else 1,
+        "num_temps": num_temps if annealed else None,
         "acceptance": evidence.acceptance,
         "estimator": estimator,
         "likelihood": config.generator.likelihood,
@@ -106,16 +115,8 @@ def _write_per_image(path: Path, evidence: Evidence) -> None:
             writer.writerow((index, *(f"{value:.6f}" for value in row)))
 
 
-PLOTS = ("temperatures",)
-"""What can be drawn of a checkpoint."""
-
-POWERS = (0.0, 0.01, 0.05, 0.2, 1.0)
-"""Temperatures of which power posteriors are drawn."""
-
-
-def plot_checkpoint(
+def plot_temperatures(
     path: Path,
-    what: str,
     output: Path,
     *,
     num_images: int = 8,
@@ -123,11 +124,10 @@ def plot_checkpoint(
     data_dir: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Draw something of a checkpoint's model.
+    """Draw the integrand of thermodynamic integration, and power posteriors, of a checkpoint's model.
 
     Args:
         path: the checkpoint.
-        what: one of `PLOTS`.
         output: PNG, PDF or SVG file.
         num_images: of the test split, the first ones.
         seed: of the samples; the run's own if None.
@@ -145,27 +145,39 @@ def plot_checkpoint(
     check_files([output], overwrite, path)
     if output.suffix.lower() not in {".png", ".pdf", ".svg"}:
         raise OutputError(f"{output}: must end in .png, .pdf or .svg")
-    assert what in PLOTS
     checkpoint, config, model = load_checkpoint(path)
     dataset = load_dataset(checkpoint.dataset, 1, num_images, config.training.img_resize, data_dir)
     rng = random_stream(checkpoint.seed if seed is None else seed, "evaluation")
     settings = config.thermodynamic
-    temperatures = power_schedule(settings.num_temps if settings.num_temps > 1 else 69, settings.exponent)
-    bar = tqdm(total=1 + len(POWERS), desc="annealing", leave=False, disable=not sys.stderr.isatty())
+    temperatures = power_schedule(
+        min(settings.num_temps, 500) if settings.num_temps > 1 else ThermodynamicConfig().num_temps, settings.exponent
+    )
+    table = model.prior.table()
+
+    def annealed(x: Tensor, num_particles: int, until: float, moves: int) -> Annealed:
+        likelihood_of = functools.partial(model.reported_log_likelihood, x)
+        return anneal_prior(
+            model.prior, likelihood_of, len(x), num_particles, until * temperatures, rng, table,
+            moves=moves, resampler=RESAMPLERS["stratified"], threshold=0.5,
+        )  # fmt: skip
+
+    chunks = dataset.test.split(PARTICLES // 128)
+    bar = tqdm(total=len(chunks) + len(POWERS), desc="annealing", leave=False, disable=not sys.stderr.isatty())
+    integrand, particles = [], []
     with bar:
-        integrand = anneal_particles(model, dataset.test, 128, temperatures, rng).expectations
-        bar.update()
-        particles = []
-        for t in POWERS:
-            found = anneal_particles(model, dataset.test[:1], 1024, t * temperatures, rng, moves=3)
-            chosen = RESAMPLERS["systematic"](found.weights, rng)[0]
-            particles.append(found.state[0, chosen])
+        for chunk in chunks:
+            integrand.append(annealed(chunk, 128, 1.0, moves=1).expectations)
             bar.update()
-    # the coordinate that the image tells most about: how far its quantiles move, in standard deviations of the prior
-    moved = (particles[-1].sort(0).values - particles[0].sort(0).values).abs().mean(0)
-    coordinate = int((moved / particles[0].std(0)).argmax())
-    powers = [(t, z[:, coordinate].numpy()) for t, z in zip(POWERS, particles, strict=True)]
-    figure = temperatures_figure(temperatures.numpy(), integrand.numpy(), powers, coordinate)
+        for t in POWERS:
+            found = annealed(dataset.test[:1], 1024, t, moves=3)
+            particles.append((found.state[0], found.weights[0]))
+            bar.update()
+    # the coordinate that the image tells most about: how far its mean moves, in standard deviations of the prior
+    (prior, _), (posterior, weights) = particles[0], particles[-1]
+    coordinate = int(((weights @ posterior - prior.mean(0)).abs() / prior.std(0)).argmax())
+    powers = [(t, z[:, coordinate].numpy(), w.numpy()) for t, (z, w) in zip(POWERS, particles, strict=True)]
+    expectations = torch.cat(integrand, 1).numpy()
+    figure = temperatures_figure(temperatures.numpy(), expectations, powers, coordinate)
     with write_atomically(output) as temporary:
         figure.savefig(temporary, format=output.suffix[1:].lower(), dpi=110)
     return output

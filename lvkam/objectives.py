@@ -21,6 +21,7 @@ Letters: B images, S samples, Q latent coordinates, D data dimensions, T tempera
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -31,10 +32,9 @@ from torch import Tensor
 from lvkam.annealing import (
     RESAMPLERS,
     Annealed,
-    Move,
     anneal,
+    anneal_prior,
     power_schedule,
-    redrawing,
     telescoped_weights,
     trapezoid_rule,
     trapezoid_weights,
@@ -94,7 +94,7 @@ class _MonteCarlo:
         total = size.sum(1, keepdim=True)
         if self.gradient_selection == "top":
             best = size.topk(count, dim=1)
-            scale = total / best.values.sum(1, keepdim=True)
+            scale = total / best.values.sum(1, keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
             return torch.zeros_like(weights).scatter_(1, best.indices, weights.gather(1, best.indices) * scale)
         uniform = torch.rand(batch, count, dtype=torch.float64, generator=rng).to(weights.device)
         drawn = stratified_resample(size, uniform)
@@ -214,7 +214,7 @@ class ThermodynamicIntegration(_MonteCarlo):
             weights, value, size = self._weigh(log_likelihood.detach(), model.prior.kernel, rng)
         loss = self._loss(model, z, table, log_likelihood, weights, rng)
         if value is not None:  # the weights' sum has the gradient, this is the sum over temperatures itself
-            loss = loss - (loss.detach() + value.mean())
+            loss = loss - loss.detach() - value.mean().to(loss)
         return Estimate(loss, size.mean())
 
     def _weigh(
@@ -223,7 +223,10 @@ class ThermodynamicIntegration(_MonteCarlo):
         """W and V of shared samples, (B, S) each; A, if it is another sum than theirs; effective sample sizes."""
         if self.resampler != "none":
             index = torch.arange(self.num_samples, device=log_likelihood.device).expand(len(log_likelihood), -1)
-            annealed = self._anneal(index, log_likelihood, rng)
+            annealed = anneal(
+                index, log_likelihood, self.temperatures, rng,
+                resampler=RESAMPLERS[self.resampler], threshold=self.resampling_threshold,
+            )  # fmt: skip
             weights = torch.zeros_like(log_likelihood).scatter_add_(1, annealed.state, annealed.weights)
             return (weights, weights), self._value(annealed), annealed.effective_sample_size
         at_one = importance_weights(log_likelihood)
@@ -239,22 +242,13 @@ class ThermodynamicIntegration(_MonteCarlo):
         self, model: LVKAM, x: Tensor, table: CellTable, rng: torch.Generator
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor]:
         """Each image's own particles, (B, S, Q), annealed free of noise; W and V, A, effective sample sizes."""
-        z = model.prior.sample(len(x) * self.num_samples, rng, table).unflatten(0, (len(x), -1))
-        with torch.no_grad():  # only where the particles arrive are they differentiated
-            log_likelihood = model.log_likelihood(x, z)
-        move = redrawing(
-            self.moves_per_temperature,
-            rng,
-            redraw=lambda coordinates: model.prior.redraw(coordinates, rng, table),
-            likelihood_of=lambda z: model.log_likelihood(x, z),
-        )
-        annealed = self._anneal(z, log_likelihood, rng, move)
+        annealed = anneal_prior(
+            model.prior, functools.partial(model.log_likelihood, x), len(x), self.num_samples, self.temperatures, rng,
+            table, moves=self.moves_per_temperature, resampler=RESAMPLERS[self.resampler],
+            threshold=self.resampling_threshold,
+        )  # fmt: skip
         weights = annealed.weights
         return annealed.state, (weights, weights), self._value(annealed), annealed.effective_sample_size
-
-    def _anneal(self, state: Tensor, fixed: Tensor, rng: torch.Generator, move: Move | None = None) -> Annealed:
-        resampler, threshold = RESAMPLERS[self.resampler], self.resampling_threshold
-        return anneal(state, fixed, self.temperatures, rng, resampler=resampler, threshold=threshold, move=move)
 
     def _value(self, annealed: Annealed) -> Tensor:
         """A_b, (B,)."""

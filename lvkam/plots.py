@@ -65,7 +65,7 @@ def save_image_grid(path: Path, images: np.ndarray) -> None:
 def temperatures_figure(
     temperatures: np.ndarray,
     integrand: np.ndarray,
-    powers: Sequence[tuple[float, np.ndarray]],
+    powers: Sequence[tuple[float, np.ndarray, np.ndarray]],
     coordinate: int,
 ) -> Figure:
     """Thermodynamic integration: the integrand with its trapezoids, and power posteriors of one coordinate.
@@ -73,7 +73,7 @@ def temperatures_figure(
     Args:
         temperatures: t_k, (T+1,).
         integrand: E_bk, (T+1, B), in nats.
-        powers: some t, each with draws of the coordinate from the power posterior of one image.
+        powers: some t, each with draws of the coordinate and their weights, from the power posterior of one image.
         coordinate: which one it is.
     """
     import matplotlib
@@ -92,10 +92,12 @@ def temperatures_figure(
     panels[0].vlines(temperatures, mean, 0, color=BLUE, linewidth=0.4, alpha=0.5)
     panels[0].set_title(f"area of the trapezoids: mean log p(x) = {area:.2f}", fontsize=9)
     panels[1].legend(frameon=False)
-    edges = np.linspace(min(z.min() for _, z in powers), max(z.max() for _, z in powers), 26)
-    for index, (t, z) in enumerate(powers):
+    edges = np.linspace(min(z.min() for _, z, _ in powers), max(z.max() for _, z, _ in powers), 26)
+    for index, (t, z, weights) in enumerate(powers):
         colour = matplotlib.colormaps["viridis"](0.9 * index / max(1, len(powers) - 1))
-        panels[2].stairs(np.histogram(z, edges, density=True)[0], edges, color=colour, label=f"t = {t:.2g}")
+        panels[2].stairs(
+            np.histogram(z, edges, weights=weights, density=True)[0], edges, color=colour, label=f"t = {t:.2g}"
+        )
     panels[2].set(xlabel=f"latent coordinate {coordinate}", ylabel="density")
     panels[2].set_title("power posteriors of one image", fontsize=9)
     panels[2].legend(frameon=False, fontsize=8)

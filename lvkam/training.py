@@ -28,6 +28,7 @@ from lvkam.data import Dataset
 from lvkam.evidence import importance_log_evidence
 from lvkam.model import LVKAM
 from lvkam.objectives import Objective
+from lvkam.sections import TrainingConfig
 
 LONGEST_PERIOD = 10**9
 """Cap of the grid-update period, which otherwise grows past every number."""
@@ -122,7 +123,7 @@ def train(
     device = next(model.parameters()).device
     images, test = dataset.train.to(device), dataset.test.to(device)
     state = TrainingState(grid_update_period=config.grid_update.frequency)
-    on_epoch(_evaluate(model, objective, images, test, state, settings.seed, grid_updated=False))
+    on_epoch(_evaluate(model, objective, images, test, state, settings, grid_updated=False))
 
     saved_at = time.monotonic()
     bar = tqdm(
@@ -155,7 +156,7 @@ def train(
             state.epoch += 1
             seen = min(len(losses) * settings.batch_size, len(images))
             record = _evaluate(
-                model, objective, images, test, state, settings.seed, grid_updated,
+                model, objective, images, test, state, settings, grid_updated,
                 train_loss=sum(losses) / seen, ess=sum(sizes) / seen,
             )  # fmt: skip
             on_epoch(record)
@@ -214,6 +215,17 @@ def _step(
     return value
 
 
+def _mean_estimate(
+    model: LVKAM, objective: Objective, images: Tensor, batch_size: int, rng: torch.Generator
+) -> tuple[float, float]:
+    """Loss and effective sample size, the mean over the images, a batch at a time as in training."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in images.split(batch_size):
+        sums += len(batch) * torch.tensor([float(value) for value in objective.estimate(model, batch, rng)])
+    loss, ess = (sums / len(images)).tolist()
+    return loss, ess
+
+
 @torch.no_grad()
 def _evaluate(
     model: LVKAM,
@@ -221,17 +233,16 @@ def _evaluate(
     images: Tensor,
     test: Tensor,
     state: TrainingState,
-    seed: int,
+    settings: TrainingConfig,
     grid_updated: bool,
     train_loss: float | None = None,
     ess: float | None = None,
 ) -> EpochRecord:
     """An epoch's record; before any training, the losses of as many training images as there are test images."""
-    rng = random_stream(seed, "evaluation", state.epoch)
+    rng, batch_size = random_stream(settings.seed, "evaluation", state.epoch), settings.batch_size
     if train_loss is None or ess is None:
-        estimate = objective.estimate(model, images[: len(test)], rng)
-        train_loss, ess = float(estimate.loss), float(estimate.effective_sample_size)
-    test_loss = float(objective(model, test, rng))
+        train_loss, ess = _mean_estimate(model, objective, images[: len(test)], batch_size, rng)
+    test_loss, _ = _mean_estimate(model, objective, test, batch_size, rng)
     nll = -float(importance_log_evidence(model, test, NLL_SAMPLES, rng).log_evidence.mean())
     if not (math.isfinite(test_loss) and math.isfinite(nll)):
         raise FloatingPointError(f"epoch {state.epoch}: the test loss is {test_loss}, the test NLL {nll}")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import lvkam.evidence
 from lvkam.annealing import RESAMPLERS, power_schedule
-from lvkam.evidence import Evidence, anneal_particles, annealed_log_evidence, importance_log_evidence
+from lvkam.evidence import Evidence, annealed_log_evidence, importance_log_evidence
 from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
 from lvkam.model import LVKAM
 from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions
@@ -249,7 +249,10 @@ def test_particles_stop_at_the_last_temperature(t: float) -> None:
     """Below 1 they are weighted draws of p_t: E_t on the way, moments of z and the evidence by quadrature."""
     model = lively_model(1, "uniform")
     nodes, temperatures = dense_nodes(1, "uniform"), t * power_schedule(10, 2.0)
-    found = anneal_particles(model, IMAGES, 20_000, temperatures, stream(35))
+    found = anneal_prior(
+        model.prior, functools.partial(model.reported_log_likelihood, IMAGES), 2, 20_000, temperatures, stream(35),
+        model.prior.table(), moves=1, resampler=RESAMPLERS["stratified"], threshold=0.5,
+    )  # fmt: skip
     assert not found.log_likelihood.requires_grad
     with torch.no_grad():
         values, log_prior = model.reported_log_likelihood(IMAGES, nodes).double(), model.prior.log_prob(nodes).double()
@@ -295,7 +298,7 @@ def test_annealed_settings_are_used() -> None:
     """Temperatures are (k/T)^p: each move is told its own, at none of the ends."""
     model, seen = lively_model(1, "uniform"), []
     with pytest.MonkeyPatch.context() as patch:
-        moves = lvkam.evidence.redrawing
+        moves = lvkam.annealing.redrawing
 
         def watched(count: int, rng: torch.Generator, **kit: Any) -> Any:
             move = moves(count, rng, **kit)
@@ -307,7 +310,7 @@ def test_annealed_settings_are_used() -> None:
 
             return told
 
-        patch.setattr(lvkam.evidence, "redrawing", watched)
+        patch.setattr(lvkam.annealing, "redrawing", watched)
         annealed_log_evidence(model, IMAGES, 10, stream(31), num_temps=6, exponent=2.0, repetitions=2)
     assert seen == power_schedule(6, 2.0)[1:-1].tolist()
 

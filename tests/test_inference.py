@@ -15,7 +15,7 @@ from lvkam.checkpoint import CheckpointError
 from lvkam.data import DataError, load_dataset
 from lvkam.evidence import annealed_log_evidence, importance_log_evidence
 from lvkam.experiment import load_model, run_experiment
-from lvkam.inference import evaluate_checkpoint, plot_checkpoint, sample_checkpoint
+from lvkam.inference import evaluate_checkpoint, plot_temperatures, sample_checkpoint
 from lvkam.run_folder import OutputError
 from lvkam.training import random_stream
 from tests.conftest import h5_arrays, small_config
@@ -57,15 +57,15 @@ def test_the_annealed_evaluation_is_that_of_the_model(checkpoint: Path) -> None:
 
 def test_temperatures_are_drawn_and_nothing_overwritten(checkpoint: Path, tmp_path: Path) -> None:
     for name, start in (("a.png", b"\x89PNG"), ("a.PDF", b"%PDF"), ("a.svg", b"<?xml")):
-        assert plot_checkpoint(checkpoint, "temperatures", tmp_path / name, num_images=2).read_bytes()[:5] in {
+        assert plot_temperatures(checkpoint, tmp_path / name, num_images=2).read_bytes()[:5] in {
             start,
             start + b"\r",
             start + b"-",
         }
     with pytest.raises(OutputError, match=r"a\.png: exists already"):
-        plot_checkpoint(checkpoint, "temperatures", tmp_path / "a.png")
+        plot_temperatures(checkpoint, tmp_path / "a.png")
     with pytest.raises(OutputError, match=r"a\.jpg: must end in \.png, \.pdf or \.svg"):
-        plot_checkpoint(checkpoint, "temperatures", tmp_path / "a.jpg")
+        plot_temperatures(checkpoint, tmp_path / "a.jpg")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.PDF", "a.png", "a.svg"]
 
 

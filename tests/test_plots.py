@@ -109,7 +109,8 @@ def test_the_temperatures_figure_integrates_the_mean_by_trapezoids() -> None:
     temperatures = np.linspace(0, 1, 5) ** 2
     integrand = np.stack([-50 + 30 * temperatures, -60 + 30 * temperatures], axis=1)  # straight lines: exact
     rng = np.random.default_rng(0)
-    figure = temperatures_figure(temperatures, integrand, [(0.0, rng.normal(size=99)), (1.0, rng.normal(size=99))], 7)
+    powers = [(t, rng.normal(size=99), rng.random(99)) for t in (0.0, 1.0)]
+    figure = temperatures_figure(temperatures, integrand, powers, 7)
     first, second, third = figure.axes
     assert first.get_title() == "area of the trapezoids: mean log p(x) = -40.00"
     mean = second.lines[-1]
