@@ -235,7 +235,7 @@ def anneal(
     accepted = []
     last = len(temperatures) - 1
     for k, (previous, t) in enumerate(itertools.pairwise(temperatures.tolist()), start=1):
-        log_weights = log_weights + (t - previous) * log_likelihood
+        log_weights = log_weights + (t - previous) * log_likelihood.double()
         weights = torch.softmax(log_weights, -1).to(log_likelihood.dtype)
         expectations.append((weights * log_likelihood).sum(1))
         size = effective_sample_size(weights)

@@ -155,6 +155,23 @@ def reference_loss(values: Array, log_prior: Array, temperatures: Array, k: int,
     return (v * (temperatures[k] * drawn + prior - log_prior.mean())).sum(1)
 
 
+@pytest.mark.parametrize("level", [-100.0, -1e4, -1e5])
+def test_trapezoid_weights_lose_nothing_to_the_likelihoods_level(level: float) -> None:
+    """In float32 a level of 1e5 leaves 0.004 to the differences: W is that of the rounded numbers all the same."""
+    values = (log_likelihoods(spread=5.0) + level).float()
+    weights, value = trapezoid_weights(values, power_schedule(20, 5.0))
+    exact, exact_value = trapezoid_weights(values.double(), power_schedule(20, 5.0))
+    torch.testing.assert_close(weights.double(), exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(value.double(), exact_value, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("level", [-3000.0, -25000.0])
+def test_evidence_loses_nothing_to_the_number_of_steps(level: float) -> None:
+    values = (log_likelihoods(spread=5.0) + level).float()
+    found = anneal(values, values, power_schedule(1000, 2.0), stream(40)).log_evidence
+    torch.testing.assert_close(found, values.double().logsumexp(1) - math.log(values.shape[1]), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("num", [2, 3, 12])
 def test_telescoped_weights_are_the_sum_over_all_temperatures(num: int) -> None:
     """All T - 1 differences of the reference's terms, those in the middle with any draws, since they cancel."""

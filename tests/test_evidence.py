@@ -6,6 +6,7 @@ the error comes from 20 repetitions itself, once in 1300.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+import lvkam.annealing
 import lvkam.evidence
-from lvkam.annealing import RESAMPLERS, power_schedule
+from lvkam.annealing import RESAMPLERS, anneal_prior, power_schedule
 from lvkam.evidence import Evidence, annealed_log_evidence, importance_log_evidence
 from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
 from lvkam.model import LVKAM
@@ -204,7 +206,7 @@ def test_annealed_within_its_error_bars_of_dense_quadrature(
         assert found.acceptance is not None
         assert 0.1 < found.acceptance <= 1
     assert (found.effective_sample_size <= 1600 * (1 + 1e-9)).all()
-    assert (found.effective_sample_size >= 80).all()
+    assert (found.effective_sample_size >= 40).all()
 
 
 @pytest.mark.parametrize("per_chunk", [1, 3 * 30, 7 * 30 + 5, 10**6])
@@ -223,9 +225,9 @@ def test_without_resampling_and_moves_it_is_log_mean_exp(per_chunk: int, monkeyp
     values = torch.cat(rows).view(5, 2, 30)  # an image after the other, again and again
     blocks = np.exp(values.numpy()).mean(-1)  # (R, B)
     np.testing.assert_allclose(found.log_evidence.numpy(), np.log(blocks.mean(0)), rtol=1e-5)
-    np.testing.assert_allclose(
-        found.effective_sample_size.numpy(), 30 * blocks.sum(0) ** 2 / (blocks**2).sum(0), rtol=1e-5
-    )  # fmt: skip
+    weights = np.exp(values.numpy())  # those of all samples, whatever repetition they belong to
+    sizes = weights.sum((0, 2)) ** 2 / (weights**2).sum((0, 2))
+    np.testing.assert_allclose(found.effective_sample_size.numpy(), sizes, rtol=1e-4)
     without = np.log([np.delete(blocks, r, 0).mean(0) for r in range(5)])
     np.testing.assert_allclose(found.standard_error.numpy(), 4 / 5**0.5 * without.std(0, ddof=1), rtol=1e-4)
     assert found.mean_standard_error == pytest.approx(4 / 5**0.5 * without.mean(1).std(ddof=1), rel=1e-4)
@@ -264,6 +266,16 @@ def test_particles_stop_at_the_last_temperature(t: float) -> None:
         torch.testing.assert_close(moment, mass[-1] @ nodes.squeeze(-1).double() ** power, rtol=0, atol=0.01)
     log_evidence = torch.logsumexp(t * values + log_prior, 1) - log_prior.logsumexp(0)
     torch.testing.assert_close(found.log_evidence, log_evidence, rtol=0, atol=0.04)
+
+
+def test_too_few_particles_are_seen() -> None:
+    """All the weight on next to no particles shows, however many repetitions agree in having missed."""
+    model = lively_model(2, "uniform")
+    model.likelihood_std = 0.02  # a posterior far narrower than the prior
+    model.likelihood = "l2"
+    found = annealed_log_evidence(model, IMAGES, 200, stream(36), num_temps=1, moves=0)
+    assert found.acceptance is None
+    assert (found.effective_sample_size < 100).all()  # of 4,000 particles
 
 
 def test_a_seed_gives_the_same_annealed_evidence() -> None:

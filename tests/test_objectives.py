@@ -682,3 +682,10 @@ def test_all_signed_weights_are_the_gradient_of_the_full_loss(how: str) -> None:
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         thermodynamic(8, **settings)
+
+
+def test_weights_that_are_all_zero_carry_nothing() -> None:
+    """Both terms of the telescoped form may draw one and the same sample."""
+    objective = ThermodynamicIntegration(4, num_temps=2, exponent=1.0, estimator="telescoped", gradient_samples=2)
+    carried = objective._carried(torch.zeros(3, 4), stream(50))
+    assert torch.equal(carried, torch.zeros(3, 4))
