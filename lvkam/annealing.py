@@ -121,12 +121,8 @@ def trapezoid_weights(
 
 def _chunks(temperatures: Tensor, log_likelihood: Tensor) -> tuple[Tensor, ...]:
     """As many temperatures at a time as their weights may be, but two at least: one would be compiled for itself."""
-    most = max(2, CHUNK // log_likelihood.numel())
-    return (
-        temperatures.tensor_split(math.ceil(len(temperatures) / most))
-        if len(temperatures) > most + 1
-        else (temperatures,)
-    )
+    least = max(2, CHUNK // (2 * log_likelihood.numel()))  # no chunk has twice as many
+    return temperatures.tensor_split(max(1, len(temperatures) // least))
 
 
 def _tempered(log_likelihood: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
