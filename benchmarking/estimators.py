@@ -1,7 +1,8 @@
 """What each way of training reaches on MNIST in the same seconds: test NLL by annealed evidence, over several seeds.
 
-Half an hour, so that `run_benchmarks.sh` leaves it out: `python -m benchmarking.estimators`. Kernels are compiled
-before any training is timed, by a short training of each kind.
+A quarter of an hour, so that `run_benchmarks.sh` leaves it out: `python -m benchmarking.estimators`. Kernels are
+compiled before any training is timed, by a short training of each kind. All run in an ordinary Python process, without
+the freed memory that the command `lvkam` keeps.
 """
 
 from __future__ import annotations

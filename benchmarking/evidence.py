@@ -1,6 +1,6 @@
 """Evidence of the same images by importance sampling and by annealing: do they agree, and at what price?
 
-Ten minutes and more, so that `run_benchmarks.sh` leaves it out: `python -m benchmarking.evidence`.
+Six minutes, so that `run_benchmarks.sh` leaves it out: `python -m benchmarking.evidence`.
 """
 
 from __future__ import annotations

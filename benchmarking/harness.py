@@ -30,7 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
 
-from cli.main import keep_freed_memory
+from cli.main import M_MMAP_THRESHOLD, keep_freed_memory
 from lvkam.compilation import compiler_problem
 
 RESULTS = Path(__file__).parent / "results"
@@ -38,8 +38,6 @@ NIST = Path(__file__).parents[1] / "nist_config.ini"
 VANILLA = "THERMODYNAMIC_INTEGRATION.num_temps=-1"
 """Override for importance sampling."""
 Row = dict[str, str | float | int]
-M_MMAP_THRESHOLD = -3
-"""glibc's name of the size from which memory is mapped for itself."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ import click
 
 from lvkam.errors import InputError
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""What glibc calls the sizes from which memory at the heap's end is returned, and memory mapped by itself."""
+
 COMMANDS = {
     "train": "Train a model from an INI file.",
     "sample": "Draw images from a trained model.",
@@ -94,6 +97,5 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -81,14 +81,6 @@ def trapezoid_rule(temperatures: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def power_expectations(log_likelihood: Tensor, temperatures: Tensor) -> Tensor:
-    """E_bk of samples of the prior: (B, S), (T+1,) -> (T+1, B)."""
-    return torch.cat(
-        [_tempered(log_likelihood, t)[1] for t in _chunks(temperatures.to(log_likelihood), log_likelihood)]
-    )
-
-
-@torch.no_grad()
 def trapezoid_weights(
     log_likelihood: Tensor, temperatures: Tensor, compiler: Compiler = as_written
 ) -> tuple[Tensor, Tensor]:
@@ -125,15 +117,10 @@ def _chunks(temperatures: Tensor, log_likelihood: Tensor) -> tuple[Tensor, ...]:
     return temperatures.tensor_split(max(1, len(temperatures) // least))
 
 
-def _tempered(log_likelihood: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """w_bs(t_k), (c, B, S), and E_bk, (c, B), at c temperatures."""
-    weights = torch.softmax(t.view(-1, 1, 1) * log_likelihood, -1)
-    return weights, (weights * log_likelihood).sum(-1)
-
-
 def _trapezoid_part(log_likelihood: Tensor, t: Tensor, c: Tensor) -> Tensor:
     """W, and A in one more column, of some of the temperatures: (B, S), (c,), (c,) -> (B, S+1)."""
-    weights, mean = _tempered(log_likelihood, t)
+    weights = torch.softmax(t.view(-1, 1, 1) * log_likelihood, -1)  # w_bs(t_k), (c, B, S)
+    mean = (weights * log_likelihood).sum(-1)  # E_bk, (c, B)
     t, c = t.view(-1, 1), c.view(-1, 1)  # (c, 1)
     # sum_k c_k w_k (1 + t_k (l - E_k)), with l taken out of the sum
     constant, linear = (c * (1 - t * mean)).unsqueeze(-1), (c * t).unsqueeze(-1)

@@ -293,9 +293,9 @@ def _thermodynamic_contradictions(config: Config) -> Iterator[tuple[str, str, st
         return
     if settings.estimator == "telescoped":
         if settings.moves_per_temperature:
-            yield _TEMPERATURES[0], "moves_per_temperature", "0, which estimator = telescoped needs"
+            yield "THERMODYNAMIC_INTEGRATION", "moves_per_temperature", "0, which estimator = telescoped needs"
         elif settings.resampler != "none":
-            yield _TEMPERATURES[0], "resampler", "none, since estimator = telescoped resamples by itself"
+            yield "THERMODYNAMIC_INTEGRATION", "resampler", "none, since estimator = telescoped resamples by itself"
     if settings.moves_per_temperature and config.prior.normalization == "contrastive":
         yield (
             "MIX_PRIOR",

@@ -12,7 +12,6 @@ Letters: B images, S samples or particles, R independent blocks or repetitions, 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lvkam.annealing import RESAMPLERS, Annealed, Resampler, anneal_prior, power_schedule
+from lvkam.annealing import RESAMPLERS, Resampler, anneal_prior, power_schedule
 from lvkam.model import LVKAM
 
 NUM_BLOCKS = 32
@@ -138,7 +137,7 @@ def annealed_log_evidence(
     table = model.prior.table()
     temperatures = power_schedule(num_temps, exponent)
     rows = torch.arange(repetitions * len(x), device=x.device)  # the images once for each repetition
-    parts: list[Annealed] = []
+    log_evidence, lowest, accepted = [], [], []
     bar = tqdm(total=len(rows), desc="evidence", unit="image", unit_scale=1 / repetitions, leave=False,
                disable=not progress)  # fmt: skip
     with bar:
@@ -148,20 +147,19 @@ def annealed_log_evidence(
                 model.prior, likelihood_of, len(chunk), num_particles, temperatures, rng, table,
                 moves=moves, resampler=resampler, threshold=threshold,
             )  # fmt: skip
-            parts.append(annealed._replace(state=rows[:0]))  # latents are not needed any more
+            log_evidence.append(annealed.log_evidence)
+            lowest.append(annealed.effective_sample_size)
+            if annealed.acceptance is not None:
+                accepted.append(annealed.acceptance * len(chunk) / len(rows))
             bar.update(len(chunk))
-    blocks = torch.cat([part.log_evidence for part in parts]).view(repetitions, -1) + math.log(num_particles)  # (R, B)
+    blocks = torch.cat(log_evidence).view(repetitions, -1) + math.log(num_particles)  # (R, B)
     # the effective sample size of each repetition, and how unequal the repetitions are
-    sizes = torch.cat([part.effective_sample_size for part in parts]).view(repetitions, -1)
-    ess = torch.exp(2 * blocks.logsumexp(0) - (2 * blocks - sizes.log()).logsumexp(0))
-    evidence = _average(blocks, torch.full((repetitions,), num_particles), ess)
-    if parts[0].acceptance is None:
-        return evidence
-    accepted = sum((part.acceptance or 0.0) * len(part.weights) for part in parts) / len(rows)
-    return dataclasses.replace(evidence, acceptance=accepted)
+    ess = torch.exp(2 * blocks.logsumexp(0) - (2 * blocks - torch.cat(lowest).view(repetitions, -1).log()).logsumexp(0))
+    sizes = torch.full((repetitions,), num_particles)
+    return _average(blocks, sizes, ess, sum(accepted) if accepted else None)
 
 
-def _average(blocks: Tensor, sizes: Tensor, ess: Tensor) -> Evidence:
+def _average(blocks: Tensor, sizes: Tensor, ess: Tensor, acceptance: float | None = None) -> Evidence:
     """Evidence of logarithms of sums over blocks of samples, (R, B), which have so many samples each, (R,)."""
     sizes = sizes.to(blocks)
     without = _leave_one_out(blocks) - (sizes.sum() - sizes).log().unsqueeze(1)  # (R, B)
@@ -170,6 +168,7 @@ def _average(blocks: Tensor, sizes: Tensor, ess: Tensor) -> Evidence:
         standard_error=_jackknife_error(without),
         effective_sample_size=ess,
         mean_standard_error=float(_jackknife_error(without.mean(1, keepdim=True))),
+        acceptance=acceptance,
     )
 
 

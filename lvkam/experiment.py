@@ -450,7 +450,7 @@ def describe_run(config: Config, output: Path | None = None, data_dir: Path | No
 
 
 def _describe_objective(objective: Objective) -> str:
-    if isinstance(objective, ImportanceSampling):
+    if not isinstance(objective, ThermodynamicIntegration):
         return "importance sampling"
     particles = f", moves at each: {objective.moves_per_temperature}, of each image's own particles"
     return (

@@ -35,6 +35,9 @@ ESTIMATORS = {"importance": (1000, 20000), "annealed": (100, 16)}
 LOWEST_SAMPLE_SIZE = 20
 """Effective sample size below which an estimate is not to be trusted: its standard error may be far too small."""
 
+MOST_DRAWN = 500
+"""Temperatures that the integrand is drawn at, however many a training uses: more would be one line."""
+
 POWERS = (0.0, 0.01, 0.05, 0.2, 1.0)
 """Temperatures of which power posteriors are drawn."""
 
@@ -149,9 +152,8 @@ def plot_temperatures(
     dataset = load_dataset(checkpoint.dataset, 1, num_images, config.training.img_resize, data_dir)
     rng = random_stream(checkpoint.seed if seed is None else seed, "evaluation")
     settings = config.thermodynamic
-    temperatures = power_schedule(
-        min(settings.num_temps, 500) if settings.num_temps > 1 else ThermodynamicConfig().num_temps, settings.exponent
-    )
+    num_temps = settings.num_temps if settings.num_temps > 1 else ThermodynamicConfig().num_temps
+    temperatures = power_schedule(min(num_temps, MOST_DRAWN), settings.exponent)
     table = model.prior.table()
 
     def annealed(x: Tensor, num_particles: int, until: float, moves: int) -> Annealed:
@@ -161,12 +163,13 @@ def plot_temperatures(
             moves=moves, resampler=RESAMPLERS["stratified"], threshold=0.5,
         )  # fmt: skip
 
-    chunks = dataset.test.split(PARTICLES // 128)
+    each = 128  # particles of an image for the integrand
+    chunks = dataset.test.split(PARTICLES // each)
     bar = tqdm(total=len(chunks) + len(POWERS), desc="annealing", leave=False, disable=not sys.stderr.isatty())
     integrand, particles = [], []
     with bar:
         for chunk in chunks:
-            integrand.append(annealed(chunk, 128, 1.0, moves=1).expectations)
+            integrand.append(annealed(chunk, each, 1.0, moves=1).expectations)
             bar.update()
         for t in POWERS:
             found = annealed(dataset.test[:1], 1024, t, moves=3)

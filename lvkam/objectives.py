@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -53,8 +54,8 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _MonteCarlo:
-    """What the objectives share: samples of the prior, and which of them carry gradient.
+class Objective(ABC):
+    """What a model is trained with; the objectives share samples of the prior, and which of them carry gradient.
 
     Args:
         num_samples: S.
@@ -81,9 +82,9 @@ class _MonteCarlo:
         """Loss of the images x, (B, D): scalar, in the units of the scaled likelihood."""
         return self.estimate(model, x, rng).loss
 
+    @abstractmethod
     def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
         """The loss with its effective sample size."""
-        raise NotImplementedError
 
     def _carried(self, weights: Tensor, rng: torch.Generator) -> Tensor:
         """The weights with which samples are differentiated, most of them zero: (B, S) -> (B, S)."""
@@ -146,7 +147,7 @@ def _noisy_outputs(model: LVKAM, z: Tensor, rng: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ImportanceSampling(_MonteCarlo):
+class ImportanceSampling(Objective):
     """The reference's "Vanilla" training."""
 
     def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
@@ -162,7 +163,7 @@ class ImportanceSampling(_MonteCarlo):
 
 
 @dataclass(frozen=True)
-class ThermodynamicIntegration(_MonteCarlo):
+class ThermodynamicIntegration(Objective):
     """Training by the sum over temperatures, t_k = (k/T)^p.
 
     On shared samples without resampling, every estimator but `telescoped` tends to importance sampling as T grows, and
@@ -255,7 +256,3 @@ class ThermodynamicIntegration(_MonteCarlo):
         if self.estimator == "steppingstone":
             return annealed.log_evidence
         return trapezoid_rule(self.temperatures).to(annealed.expectations) @ annealed.expectations
-
-
-Objective = ImportanceSampling | ThermodynamicIntegration
-"""What a model is trained with."""

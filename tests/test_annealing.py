@@ -28,7 +28,6 @@ from lvkam.annealing import (
     anneal,
     metropolis_move,
     num_redrawn,
-    power_expectations,
     power_schedule,
     redrawing,
     telescoped_weights,
@@ -86,12 +85,10 @@ def test_trapezoid_rule_is_numpys(num: int) -> None:
     np.testing.assert_allclose(trapezoid_rule(temperatures).numpy(), expected, rtol=1e-13)
 
 
-@pytest.mark.parametrize("chunk", [2**20, 1, 500])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_expectations_are_their_formula(dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lvkam.annealing, "CHUNK", chunk)
+def test_expectations_are_their_formula(dtype: torch.dtype) -> None:
     values, temperatures = log_likelihoods().to(dtype), power_schedule(10, 3)
-    found = power_expectations(values, temperatures)
+    found = anneal(values, values, temperatures, stream(0)).expectations
     assert found.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     np.testing.assert_allclose(found.double().numpy(), expectations_by_numpy(values, temperatures), rtol=tolerance)
@@ -104,7 +101,10 @@ def test_riemann_sums_enclose_the_evidence(exponent: float) -> None:
     values, truth = log_likelihoods(), log_mean_exp(log_likelihoods())
     for num in (2, 10, 100):
         temperatures = power_schedule(num, exponent)
-        expectations, steps = power_expectations(values, temperatures).numpy(), temperatures.diff().numpy()
+        expectations, steps = (
+            anneal(values, values, temperatures, stream(0)).expectations.numpy(),
+            temperatures.diff().numpy(),
+        )
         assert (steps @ expectations[:-1] < truth).all()
         assert (truth < steps @ expectations[1:]).all()
 
@@ -390,6 +390,15 @@ def test_one_particle_and_one_survivor(name: str) -> None:
     assert (found.effective_sample_size == 1).all()
 
 
+def moved_once(model: LVKAM, z: Tensor, values: Tensor, t: float, rng: torch.Generator) -> tuple[Tensor, Tensor, float]:
+    """By a single move, with draws of the model's own prior."""
+    return metropolis_move(
+        z, values, t, rng,
+        redraw=lambda coordinates: model.prior.redraw(coordinates, rng),
+        likelihood_of=lambda z: model.log_likelihood(IMAGES, z),
+    )  # fmt: skip
+
+
 def test_redrawing_repeats_the_move() -> None:
     model = model_of(2, "uniform")
     start, values = particles_of(model, 500, 15)
@@ -398,11 +407,7 @@ def test_redrawing_repeats_the_move() -> None:
     found = move(start, values, 0.5)
     z, rng, shares = start, stream(16), []
     for _ in range(3):
-        z, values, share = metropolis_move(
-            z, values, 0.5, rng,
-            redraw=lambda coordinates: model.prior.redraw(coordinates, rng),
-            likelihood_of=lambda z: model.log_likelihood(IMAGES, z),
-        )  # fmt: skip
+        z, values, share = moved_once(model, z, values, 0.5, rng)
         shares.append(share)
     assert torch.equal(found[0], z)
     assert torch.equal(found[1], values)
@@ -578,11 +583,7 @@ def test_moves_at_t_0_keep_the_prior() -> None:
     z, values = particles_of(model, 3000, 22)
     true, rng = dense(model.prior, "gaussian"), stream(23)
     for _ in range(3):
-        z, values, share = metropolis_move(
-            z, values, 0.0, rng,
-            redraw=lambda coordinates: model.prior.redraw(coordinates, rng),
-            likelihood_of=lambda z: model.log_likelihood(IMAGES, z),
-        )  # fmt: skip
+        z, values, share = moved_once(model, z, values, 0.0, rng)
         assert share == 1
     for q in range(5):
         drawn = z[..., q].flatten().double().numpy()

@@ -16,9 +16,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lvkam.annealing import RESAMPLERS, anneal, power_schedule, redrawing, trapezoid_rule, trapezoid_weights
+from lvkam.annealing import RESAMPLERS, Annealed, anneal, power_schedule, redrawing, trapezoid_rule, trapezoid_weights
 from lvkam.model import LVKAM
-from lvkam.objectives import ImportanceSampling, ThermodynamicIntegration
+from lvkam.objectives import Estimate, ImportanceSampling, ThermodynamicIntegration
 from lvkam.prior import MixturePrior
 from lvkam.univariate import UnivariateFunctions
 from tests.conftest import small_model, small_prior, stream
@@ -489,6 +489,17 @@ def test_stepping_stones_are_importance_sampling() -> None:
         assert torch.equal(estimate.effective_sample_size, plain.effective_sample_size)
 
 
+def assert_figures_of(
+    annealed: Annealed, estimate: Estimate, estimator: str, temperatures: Tensor, rtol: float
+) -> None:
+    """The loss is the sum over the particles' temperatures, the effective sample size theirs."""
+    integral = (trapezoid_rule(temperatures).view(-1, 1) * annealed.expectations).sum(0)
+    value = annealed.log_evidence if estimator == "steppingstone" else integral
+    np.testing.assert_allclose(estimate.loss.item(), -value.mean().item(), rtol=rtol)
+    sizes = annealed.effective_sample_size.mean().item()
+    np.testing.assert_allclose(estimate.effective_sample_size.item(), sizes, rtol=rtol)
+
+
 @pytest.mark.parametrize("estimator", ["trapezoid", "steppingstone"])
 @pytest.mark.parametrize("resampler", sorted(RESAMPLERS))
 def test_resampled_shared_samples_carry_what_their_particles_weigh(resampler: str, estimator: str) -> None:
@@ -510,12 +521,7 @@ def test_resampled_shared_samples_carry_what_their_particles_weigh(resampler: st
             weights[b, s] += w
     expected = gradient(plain_loss(model, z, weights), model)
     np.testing.assert_allclose(gradient(estimate.loss, model), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
-    integral = (trapezoid_rule(temperatures).view(-1, 1) * annealed.expectations).sum(0)
-    value = annealed.log_evidence if estimator == "steppingstone" else integral
-    np.testing.assert_allclose(estimate.loss.item(), -value.mean().item(), rtol=1e-12)
-    np.testing.assert_allclose(
-        estimate.effective_sample_size.item(), annealed.effective_sample_size.mean().item(), rtol=1e-12
-    )  # fmt: skip
+    assert_figures_of(annealed, estimate, estimator, temperatures, rtol=1e-12)
 
 
 @pytest.mark.parametrize("estimator", ["trapezoid", "steppingstone"])
@@ -544,12 +550,7 @@ def test_moved_particles_are_differentiated_where_they_arrive(estimator: str) ->
     ]
     expected = gradient(-torch.stack(terms).sum(1).mean(), model)
     np.testing.assert_allclose(gradient(estimate.loss, model), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
-    integral = (trapezoid_rule(temperatures).view(-1, 1) * annealed.expectations).sum(0)
-    value = annealed.log_evidence if estimator == "steppingstone" else integral
-    np.testing.assert_allclose(estimate.loss.item(), -value.mean().item(), rtol=1e-9)
-    np.testing.assert_allclose(
-        estimate.effective_sample_size.item(), annealed.effective_sample_size.mean().item(), rtol=1e-9
-    )  # fmt: skip
+    assert_figures_of(annealed, estimate, estimator, temperatures, rtol=1e-9)
 
 
 @pytest.mark.parametrize("normalization", ["quadrature", "contrastive"])
