@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 
 from benchmarking.harness import NIST, VANILLA, Row, options
 from lvkam import load_config, run_experiment
+from lvkam.build import load_checkpoint
 from lvkam.compilation import compiler_problem
 from lvkam.data import load_dataset
 from lvkam.evidence import annealed_log_evidence
-from lvkam.experiment import load_checkpoint
 from lvkam.training import random_stream
 
 SEEDS, SECONDS = (1, 2, 3), 30

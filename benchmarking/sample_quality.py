@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lvkam.build import load_checkpoint
 from lvkam.data import load_dataset, load_labels
 from lvkam.errors import InputError
-from lvkam.experiment import draw_images, load_checkpoint
+from lvkam.experiment import draw_images
 
 SURE = 0.9
 EPOCHS, BATCH = 4, 128

@@ -10,6 +10,7 @@ from .options import (
     config_argument,
     data_dir_option,
     output_folder_option,
+    read_config,
     seed_option,
     set_option,
 )
@@ -29,11 +30,7 @@ def command(
     data_dir: Path | None,
 ) -> None:
     """Make every check that training makes, print the resolved run, and train nothing."""
-    from lvkam.config import load_config
-
-    if seed is not None:
-        overrides = (*overrides, f"TRAINING.seed={seed}")
-    resolved = load_config(config, overrides)
+    resolved = read_config(config, overrides, seed)
 
     from lvkam.experiment import describe_run
 

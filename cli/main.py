@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from lvkam.errors import InputError
+from lvkam.interruption import Interrupted, Interruption
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """What glibc calls the sizes from which memory at the heap's end is returned, and memory mapped by itself."""
@@ -61,12 +62,13 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def main() -> None:
     """Run the command line and exit."""
     warnings.showwarning = _show_warning
+    Interruption().listen()
     keep_freed_memory()
     try:
         cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
+    except Interrupted as stop:
+        click.echo(stop, err=True)
+        sys.exit(stop.exit_status)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from lvkam.config import Config
+
+
+def read_config(path: Path, overrides: tuple[str, ...], seed: int | None) -> Config:
+    """The configuration with what the command line changes in it."""
+    from lvkam.config import load_config
+
+    return load_config(path, overrides if seed is None else (*overrides, f"TRAINING.seed={seed}"))
+
+
+class CheckpointFile(click.ParamType[Path]):
+    """A checkpoint's path; it is verified at once, before anything as large as torch is imported."""
+
+    name = "path"
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Raise `CheckpointError` if it is none."""
+        from lvkam.checkpoint import read_checkpoint
+
+        read_checkpoint(Path(value))
+        return Path(value)
+
+
 config_argument = click.argument("config", type=click.Path(path_type=Path))
-checkpoint_argument = click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+checkpoint_argument = click.argument("checkpoint", metavar="CKPT", type=CheckpointFile())
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated."
 )

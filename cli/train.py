@@ -11,6 +11,7 @@ from .options import (
     data_dir_option,
     output_folder_option,
     overwrite_option,
+    read_config,
     seed_option,
     set_option,
 )
@@ -21,6 +22,7 @@ from .options import (
 @set_option
 @output_folder_option
 @overwrite_option
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder, to the same bits as without a stop.")
 @seed_option
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; default: a GPU if use_gpu and there is one.")
 @data_dir_option
@@ -29,21 +31,26 @@ def command(
     overrides: tuple[str, ...],
     output: Path | None,
     overwrite: bool,
+    resume: bool,
     seed: int | None,
     device: str | None,
     data_dir: Path | None,
 ) -> None:
-    """Train the model of an INI file and write its run folder: losses, checkpoint, images.
+    """Train the model of an INI file and write its run folder: losses, checkpoints, images.
 
-    The folder's name goes to standard output, everything else to standard error.
+    The folder's name goes to standard output, everything else to standard error. Ctrl-C (or SIGTERM) saves before it
+    stops; the same command with --resume goes on.
     """
-    from lvkam.config import load_config
+    if overwrite and resume:
+        raise click.UsageError("--overwrite and --resume exclude each other")
+    resolved = read_config(config, overrides, seed)
+    if resume:  # bad input is told before torch is imported
+        from lvkam.resumption import resume_point
+        from lvkam.run_folder import default_folder
 
-    if seed is not None:
-        overrides = (*overrides, f"TRAINING.seed={seed}")
-    resolved = load_config(config, overrides)
+        resume_point(output or default_folder(resolved), resolved, say=lambda _: None)
 
     from lvkam.experiment import run_experiment
 
-    folder = run_experiment(resolved, output, overwrite=overwrite, device=device, data_dir=data_dir)
+    folder = run_experiment(resolved, output, overwrite=overwrite, resume=resume, device=device, data_dir=data_dir)
     click.echo(folder)

@@ -14,9 +14,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lvkam.build import build_model, build_objective, load_model
     from lvkam.config import Config, ConfigError, load_config
     from lvkam.evidence import Evidence, annealed_log_evidence, importance_log_evidence
-    from lvkam.experiment import build_model, build_objective, load_model, run_experiment
+    from lvkam.experiment import run_experiment
     from lvkam.model import LVKAM
     from lvkam.objectives import ImportanceSampling, ThermodynamicIntegration
 
@@ -43,9 +44,9 @@ _HOMES = {
     "Evidence": "evidence",
     "annealed_log_evidence": "evidence",
     "importance_log_evidence": "evidence",
-    "build_model": "experiment",
-    "build_objective": "experiment",
-    "load_model": "experiment",
+    "build_model": "build",
+    "build_objective": "build",
+    "load_model": "build",
     "run_experiment": "experiment",
     "LVKAM": "model",
     "ImportanceSampling": "objectives",

@@ -4,18 +4,19 @@
     /prior/mixture_logits  (Q, P)
     /prior/layers/<n>/     grid (I, G+1+2k)  coef (I, O, K)  w_base (I, O)  w_spline (I, O)  [bandwidth ()]
     /generator/layers/<n>/ the same
-    /training/             state of the optimiser, of the random numbers and of the grid updates
+    /training/optimizer/   the optimiser's state, an array for each of its quantities under each parameter's path
+    /training/progress/    `TrainingState`: counts, sums, random numbers, the log
+    /training/             compiled (), threads (), data_sha256 (32): what the run was trained with
 
-Every array carries the SHA-256 of its bytes, and the file the SHA-256 of them all and of its attributes.
+Every array carries the SHA-256 of its bytes, the file the SHA-256 of them all and of its attributes, and before its
+first byte that of all bytes (`lvkam.hdf5`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
+import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,21 +24,43 @@ from typing import Any
 import h5py
 import numpy as np
 
-from lvkam.config import parse_config
+from lvkam.config import Config, parse_config
 from lvkam.errors import InputError
+from lvkam.hdf5 import (
+    HDF5Error,
+    Layout,
+    check_names,
+    digest,
+    holds,
+    open_hdf5,
+    read_array,
+    read_integers,
+    read_text,
+    write_hdf5,
+)
+from lvkam.progress import TrainingState
+from lvkam.sections import UnivariateConfig
 
 FORMAT = "lvkam-checkpoint"
 FORMAT_VERSION = 1
-_TEXT = ("format", "lvkam_version", "config", "dataset")
-_NUMBERS = ("format_version", "seed", "epoch", "iteration")
-_ATTRIBUTES: dict[str, type] = {
-    **dict.fromkeys((*_TEXT, "sha256"), str),
-    **dict.fromkeys(_NUMBERS, np.integer),
-    "image_shape": np.ndarray,
+_TEXT = ("lvkam_version", "config", "dataset")
+_NUMBERS = ("seed", "epoch", "iteration")
+_ATTRIBUTES = ("format", "format_version", *_TEXT, *_NUMBERS, "image_shape", "sha256")
+LARGEST_SIDE = 10**6
+"""Of an image."""
+
+OPTIMIZER_STATE: dict[str, tuple[str, ...]] = {
+    "adam": ("exp_avg", "exp_avg_sq", "step"),
+    "adamw": ("exp_avg", "exp_avg_sq", "step"),
+    "sgd": (),
+    "rms": ("square_avg", "step"),
 }
+"""What each optimiser remembers of a parameter: arrays like it, and the number of steps."""
+
+_FLOAT, _WIDE, _INTEGER = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
 
 
-class CheckpointError(InputError):
+class CheckpointError(HDF5Error):
     """A file that is no checkpoint, or a damaged one; the message names it."""
 
 
@@ -56,14 +79,71 @@ class Checkpoint:
     arrays: Mapping[str, np.ndarray] = field(repr=False)
     """`prior/...` and `generator/...`: the model."""
     training: Mapping[str, np.ndarray] = field(repr=False, default_factory=dict)
-    """`training/...`: what going on with the training needs."""
+    """`training/...`: what going on with the training needs; empty in a file of a model alone."""
+
+    @property
+    def progress(self) -> TrainingState:
+        """Where the training stands.
+
+        Raises:
+            CheckpointError: nothing is there to go on with.
+        """
+        prefix = "training/progress/"
+        arrays = {n.removeprefix(prefix): a for n, a in self.training.items() if n.startswith(prefix)}
+        if not arrays:
+            raise CheckpointError("a model alone: nothing that a training could go on with")
+        return TrainingState.from_arrays(self.epoch, self.iteration, arrays)
+
+
+def _layer_layout(prefix: str, section: UnivariateConfig, widths: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
+    knots = section.grid_size + 1 + 2 * section.spline_degree
+    splines = section.spline_function == "B-spline"
+    bases = section.grid_size + section.spline_degree if splines else knots
+    for index, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        layer = f"{prefix}/layers/{index}"
+        yield f"{layer}/grid", (_FLOAT, (inputs, knots))
+        yield f"{layer}/coef", (_FLOAT, (inputs, outputs, bases))
+        yield f"{layer}/w_base", (_FLOAT, (inputs, outputs))
+        yield f"{layer}/w_spline", (_FLOAT, (inputs, outputs))
+        if not splines:
+            yield f"{layer}/bandwidth", (_WIDE, ())
+
+
+def model_layout(config: Config, data_dim: int) -> Layout:
+    """Types and shapes of the arrays of a configuration's model, by their paths."""
+    prior, generator = config.prior, config.generator
+    return {
+        "prior/mixture_logits": (_FLOAT, (prior.latent_dim, prior.num_components)),
+        **dict(_layer_layout("prior", prior, prior.layer_widths[::-1])),
+        **dict(_layer_layout("generator", generator, (*generator.widths, data_dim))),
+    }
+
+
+def learnt(config: Config, path: str) -> bool:
+    """Whether the array of a path is a parameter."""
+    section = config.prior if path.startswith("prior/") else config.generator
+    return not path.endswith("/grid") and (section.bandwidth_trainable or not path.endswith("/bandwidth"))
+
+
+def training_layout(config: Config, data_dim: int, epoch: int) -> Layout:
+    """The same for what going on with the training needs."""
+    layout: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
+        "training/compiled": (np.dtype(np.bool_), ()),
+        "training/threads": (_INTEGER, ()),
+        "training/data_sha256": (np.dtype(np.uint8), (32,)),
+    }
+    layout |= {f"training/progress/{name}": entry for name, entry in TrainingState.layout(epoch).items()}
+    for path, (_, shape) in model_layout(config, data_dim).items():
+        for key in OPTIMIZER_STATE[config.optimizer.type] if learnt(config, path) else ():
+            layout[f"training/optimizer/{path}/{key}"] = (_FLOAT, () if key == "step" else shape)
+    return layout
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint so that the path holds the old file or the new one, never a part.
 
     Raises:
-        OSError: it could not be written; a file that was there before is intact.
+        WriteError: it could not be written; a file that was there before is intact.
     """
     attributes: dict[str, object] = {
         "format": FORMAT,
@@ -77,115 +157,86 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "iteration": checkpoint.iteration,
     }
     arrays = {name: np.asarray(a, order="C") for name, a in {**checkpoint.arrays, **checkpoint.training}.items()}
-    digests = {name: _digest(array) for name, array in arrays.items()}
-    with write_atomically(path) as temporary, h5py.File(temporary, "w") as file:
+    digests = {name: digest(array) for name, array in arrays.items()}
+
+    def fill(file: h5py.File) -> None:
         for name, array in arrays.items():
             file.create_dataset(name, data=array).attrs["sha256"] = digests[name]
         file.attrs.update(attributes)
         file.attrs["sha256"] = _total_digest(attributes, digests)
 
-
-@contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
-    """Context: a temporary path beside `path`, synced and renamed to it at the end, removed on failure."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's files are private
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_hdf5(path, fill, seal=True)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify a checkpoint.
+    """Read and verify a checkpoint: every byte, every name, type and shape, every number.
 
     Raises:
-        CheckpointError: the file is missing, is no checkpoint, is of another version, or is damaged.
+        CheckpointError: the file is missing, no checkpoint, of another version, damaged, or contradicts itself.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    if not h5py.is_hdf5(path):
-        raise CheckpointError(f"{path}: not a checkpoint of lvkam (not an HDF5 file)")
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             return _read(path, file)
-    except CheckpointError:
-        raise
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        # what h5py raises on a file whose structure is broken
-        raise CheckpointError(f"{path}: damaged: {error}") from error
+    except InputError as error:  # of the file, or of the configuration in it
+        raise CheckpointError(str(error)) from error
 
 
 def _read(path: Path, file: h5py.File) -> Checkpoint:
-    if str(file.attrs.get("format")) != FORMAT:
+    if read_text(path, file, "format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of lvkam")
-    version = file.attrs.get("format_version")
-    if not isinstance(version, np.integer) or version != FORMAT_VERSION:
+    (version,) = read_integers(path, file, "format_version", ())
+    if version != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format version {version}: this lvkam reads {FORMAT_VERSION}")
-    for name, kind in _ATTRIBUTES.items():
-        if name not in file.attrs:
-            raise CheckpointError(f"{path}: damaged: the attribute {name} is missing")
-        value = file.attrs[name]
-        if not isinstance(value, kind) or (isinstance(value, np.ndarray) and value.dtype.kind != "i"):
-            raise CheckpointError(f"{path}: damaged: the attribute {name} is of the wrong kind")
-    numbers = {n: int(np.asarray(file.attrs[n]).item()) for n in _NUMBERS}
-    image_shape = np.asarray(file.attrs["image_shape"], dtype=np.int64)
-    attributes: dict[str, object] = {**{n: str(file.attrs[n]) for n in _TEXT}, **numbers, "image_shape": image_shape}
+    text = {name: read_text(path, file, name) for name in _TEXT}
+    numbers = {name: read_integers(path, file, name, ())[0] for name in _NUMBERS}
+    shape = read_integers(path, file, "image_shape")
+    if not all(0 < side <= LARGEST_SIDE for side in shape) or min(numbers.values()) < 0:
+        raise CheckpointError(f"{path}: damaged: {shape}, {numbers}: not numbers of a run")
+    config, data_dim = parse_config(text["config"], f"{path} (config)"), math.prod(shape)
 
-    arrays: dict[str, np.ndarray] = {}
-    _collect(path, file, "", arrays)
-    digests = {name: _digest(array) for name, array in arrays.items()}
-    for name, digest in digests.items():
-        if file[name].attrs.get("sha256") != digest:
-            raise CheckpointError(f"{path}: damaged: the checksum of {name} does not match")
-    if file.attrs["sha256"] != _total_digest(attributes, digests):
+    model, layout = model_layout(config, data_dim), dict(model_layout(config, data_dim))
+    if holds(file, "training"):
+        layout |= training_layout(config, data_dim, numbers["epoch"])
+    check_names(path, file, _ATTRIBUTES, layout)
+    read = {name: read_array(path, file, name, *entry) for name, entry in layout.items()}
+    arrays = {name: array for name, (array, _) in read.items()}
+    digests = {name: checksum for name, (_, checksum) in read.items()}
+    attributes: dict[str, object] = {
+        "format": FORMAT, "format_version": FORMAT_VERSION, **text, **numbers, "image_shape": np.asarray(shape),
+    }  # fmt: skip
+    if read_text(path, file, "sha256") != _total_digest(attributes, digests):
         raise CheckpointError(f"{path}: damaged: the checksum of the whole does not match")
-    return Checkpoint(
-        config=str(attributes["config"]),
-        dataset=str(attributes["dataset"]),
-        image_shape=tuple(image_shape.tolist()),
+    for name in model:
+        if problem := problem_of(name, arrays[name]):
+            raise CheckpointError(f"{path}: {problem}")
+    checkpoint = Checkpoint(
+        config=text["config"],
+        dataset=text["dataset"],
+        image_shape=shape,
         seed=numbers["seed"],
         epoch=numbers["epoch"],
         iteration=numbers["iteration"],
-        lvkam_version=str(attributes["lvkam_version"]),
-        arrays={n: a for n, a in arrays.items() if not n.startswith("training/")},
-        training={n: a for n, a in arrays.items() if n.startswith("training/")},
-    )
+        lvkam_version=text["lvkam_version"],
+        arrays={name: arrays[name] for name in model},
+        training={name: array for name, array in arrays.items() if name not in model},
+    )  # fmt: skip
+    if checkpoint.training:
+        try:
+            checkpoint.progress  # noqa: B018 - making it is what verifies it
+        except ValueError as error:
+            raise CheckpointError(f"{path}: damaged: {error}") from error
+    return checkpoint
 
 
-def _collect(path: Path, group: h5py.Group, prefix: str, arrays: dict[str, np.ndarray]) -> None:
-    """All numeric arrays below a group; a link that leads elsewhere, or anything else, is refused."""
-    for name in group:
-        full = f"{prefix}{name}"
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise CheckpointError(f"{path}: {full} is a link to elsewhere, which no checkpoint holds")
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            _collect(path, item, f"{full}/", arrays)
-        elif isinstance(item, h5py.Dataset) and item.dtype.kind in "fiub" and not (item.external or item.is_virtual):
-            arrays[full] = np.asarray(item[()])
-        else:
-            raise CheckpointError(f"{path}: {full} is not an array of numbers stored in the file")
-
-
-def _digest(array: np.ndarray) -> str:
-    header = f"{array.dtype.str} {array.shape} ".encode()
-    return hashlib.sha256(header + array.tobytes()).hexdigest()
+def problem_of(name: str, array: np.ndarray) -> str | None:
+    """Why an array of a model cannot be one, if so: a number is not finite, or knots do not increase."""
+    if not np.isfinite(array).all():
+        return f"{name} holds numbers that are not finite"
+    if name.endswith("/grid") and not (np.diff(array) > 0).all():
+        return f"{name} holds knots that do not increase"
+    if name.endswith("/bandwidth") and array.ndim == 0 and array <= 0:
+        return f"{name} holds {array}, which is not greater than 0"
+    return None
 
 
 def _total_digest(attributes: Mapping[str, object], digests: Mapping[str, str]) -> str:
@@ -198,14 +249,8 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint holds: the object that `lvkam info --json` prints; needs no model."""
     checkpoint = read_checkpoint(path)
     config = parse_config(checkpoint.config, f"{path} (config)")
-    learnt = {"prior": config.prior.bandwidth_trainable, "generator": config.generator.bandwidth_trainable}
-    counted = [
-        array.size
-        for name, array in checkpoint.arrays.items()
-        if not name.endswith("/grid") and (learnt[name.split("/")[0]] or not name.endswith("/bandwidth"))
-    ]
     return {
-        "parameters": sum(counted),
+        "parameters": sum(array.size for name, array in checkpoint.arrays.items() if learnt(config, name)),
         "epoch": checkpoint.epoch,
         "iteration": checkpoint.iteration,
         "dataset": checkpoint.dataset,

@@ -49,12 +49,18 @@ class KANGenerator(nn.Module):
         return z
 
     @torch.no_grad()
-    def update_grids(self, z: Tensor) -> None:
-        """Adapt each layer's grids to its inputs under the given latents, (N, Q), from the first to the last."""
+    def update_grids(self, z: Tensor) -> list[str | None]:
+        """Adapt each layer's grids to its inputs under the given latents, (N, Q), from the first to the last.
+
+        Returns:
+            What `UnivariateFunctions.update_grid` says of each layer.
+        """
+        problems = []
         for layer in self.layers:
             assert isinstance(layer, UnivariateFunctions)
-            layer.update_grid(z)
+            problems.append(layer.update_grid(z))
             z = layer(z)
+        return problems
 
 
 def bernoulli_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lvkam.annealing import RESAMPLERS, Annealed, anneal_prior, power_schedule
-from lvkam.checkpoint import write_atomically
+from lvkam.build import load_checkpoint
 from lvkam.data import DataError, load_dataset
 from lvkam.evidence import (
     PARTICLES,
@@ -23,11 +23,12 @@ from lvkam.evidence import (
     annealed_log_evidence,
     importance_log_evidence,
 )
-from lvkam.experiment import draw_images, load_checkpoint
+from lvkam.experiment import draw_images
 from lvkam.plots import temperatures_figure
 from lvkam.run_folder import OutputError, check_files, save_images
 from lvkam.sections import ThermodynamicConfig
 from lvkam.training import random_stream
+from lvkam.writing import write_atomically
 
 ESTIMATORS = {"importance": (1000, 20000), "annealed": (100, 16)}
 """Ways to estimate evidence, each with how many images and samples it takes unless told."""

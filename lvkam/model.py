@@ -116,7 +116,7 @@ class LVKAM(nn.Module):
         return z, importance_weights(self.reported_log_likelihood(x, z))
 
     @torch.no_grad()
-    def update_grids(self, num_samples: int, rng: torch.Generator, *, prior: bool, generator: bool) -> None:
+    def update_grids(self, num_samples: int, rng: torch.Generator, *, prior: bool, generator: bool) -> list[str]:
         """Adapt the grids: the prior's to draws from pi_0, the generator's to draws from the prior.
 
         Args:
@@ -124,8 +124,18 @@ class LVKAM(nn.Module):
             rng: on the CPU.
             prior: whether the prior's grids are updated.
             generator: whether the generator's are.
+
+        Returns:
+            The layers that were left as they were, each with the reason: an update would have spoilt them.
         """
+        problems: dict[str, list[str | None]] = {}
         if prior:
-            self.prior.update_grids(num_samples, rng)
+            problems["prior"] = self.prior.update_grids(num_samples, rng)
         if generator:
-            self.generator.update_grids(self.prior.sample(num_samples, rng))
+            problems["generator"] = self.generator.update_grids(self.prior.sample(num_samples, rng))
+        return [
+            f"{part}.layers.{index}: {problem}"
+            for part, of_layers in problems.items()
+            for index, problem in enumerate(of_layers)
+            if problem is not None
+        ]

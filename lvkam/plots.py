@@ -129,4 +129,4 @@ def save_loss_curve(csv_path: Path, png_path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(columns) > 1:
             axes.legend(frameon=False)
-    figure.savefig(png_path, dpi=110)
+    figure.savefig(png_path, format="png", dpi=110)

@@ -335,19 +335,23 @@ class MixturePrior(nn.Module):
         return self._deepen(torch.bmm(features, weight)).transpose(1, 2)
 
     @torch.no_grad()
-    def update_grids(self, num_samples: int, rng: torch.Generator) -> None:
+    def update_grids(self, num_samples: int, rng: torch.Generator) -> list[str | None]:
         """Adapt the first layer's grids to draws from pi_0, each later one's to its own N*Q inputs.
 
         Args:
             num_samples: N.
             rng: on the CPU.
+
+        Returns:
+            What `UnivariateFunctions.update_grid` says of each layer.
         """
         z = self.reference.sample(num_samples, self.latent_dim, rng).to(self.mixture_logits)
-        self._layer(0).update_grid(z)
+        problems = [self._layer(0).update_grid(z)]
         hidden = self._layer(0).functions(z).flatten(0, 1)  # (N*Q, H)
         for index in range(1, len(self.layers)):
-            self._layer(index).update_grid(hidden)
+            problems.append(self._layer(index).update_grid(hidden))
             hidden = self._layer(index)(hidden)
+        return problems
 
 
 def _heavy_tails(table: CellTable) -> tuple[bool, bool]:

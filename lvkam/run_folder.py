@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import csv
+import os
+import socket
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import filelock
 import h5py
 import numpy as np
 
-from lvkam.checkpoint import write_atomically
 from lvkam.config import Config
 from lvkam.errors import InputError
+from lvkam.hdf5 import write_hdf5
 from lvkam.plots import save_image_grid
+from lvkam.progress import EpochRecord
+from lvkam.writing import WriteError, remove_parts, write_atomically
 
 RUN_FILES = (
-    "config.ini", "loss.csv", "loss.png", "ckpt.h5",
+    "config.ini", "loss.csv", "loss.png", "ckpt.h5", "best.h5",
     "real_images.h5", "real_images.png", "generated_images.h5", "generated_images.png",
 )  # fmt: skip
 """What a run writes into its folder."""
 
+OUTCOMES = ("loss.png", "generated_images.h5", "generated_images.png")
+"""What it writes when all is trained."""
+
 
 class OutputError(InputError):
-    """A place where nothing can be written, or where something would be lost."""
+    """A place where nothing can be put, or where something would be lost."""
 
 
 def default_folder(config: Config) -> Path:
@@ -81,13 +90,14 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     """Make sure that a run can write here, without writing anything.
 
     Raises:
-        OutputError: it holds another run's results, or cannot be written.
+        OutputError: it holds another run's results, or no folder can be there.
+        WriteError: nothing can be written there.
     """
     held = results_in(folder)
     if held and not overwrite:
         raise OutputError(
-            f"{folder}: holds the results of another run ({', '.join(held)}); "
-            "give --overwrite to replace them, or --output for another folder"
+            f"{folder}: holds the results of a run ({', '.join(held)}); give --resume to go on with it, "
+            "--overwrite to replace it, or --output for another folder"
         )
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists() or p.is_symlink())
     if not existing.is_dir():
@@ -96,36 +106,83 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     try:
         (probe := existing / f".lvkam-{id(folder)}").mkdir()
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+        raise WriteError(folder, error) from error
     probe.rmdir()
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Context in which no other training writes here.
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Context in which no other training writes here; what a crashed one has left half written is removed.
+
+    The system releases the lock of a process that ends, however it ends; its name is what it leaves behind.
+
+    Args:
+        folder: the run folder.
+        say: told when a crashed process held it last.
 
     Raises:
-        OutputError: one does already.
+        OutputError: another process writes here; the message names it.
+        WriteError: nothing can be written here.
     """
+    owner = folder / ".owner"
     lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        raise OutputError(f"{folder}: another training is writing here") from error
+        raise OutputError(f"{folder}: another training is writing here: {_owner(owner)}") from error
+    except OSError as error:
+        raise WriteError(folder, error) from error
     try:
+        if owner.exists():
+            say(f"{folder}: its last training did not end by itself ({_owner(owner)}); taking over")
+        with write_atomically(owner) as temporary:
+            temporary.write_text(
+                f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+            )
+        remove_parts(folder, (*RUN_FILES, owner.name))
         yield
     finally:
+        owner.unlink(missing_ok=True)
         lock.release()
 
 
-def append_loss(path: Path, row: Mapping[str, str]) -> None:
-    """Add a row to `loss.csv`, after a header with its columns if the file is new."""
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+def _owner(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")[:200] or "a process that gives no name"
+    except OSError:
+        return "a process that has not given its name yet"
+
+
+def append_loss(path: Path, record: EpochRecord) -> None:
+    """Add a row to `loss.csv`, after a header with its columns if the file is new.
+
+    Raises:
+        WriteError: it could not be written.
+    """
+    try:
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            _write_rows(file, [record], header=new)
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+def write_losses(path: Path, records: Iterable[EpochRecord]) -> None:
+    """Write `loss.csv` anew.
+
+    Raises:
+        WriteError: it could not be written; what was there before is intact.
+    """
+    with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        _write_rows(file, records, header=True)
+
+
+def _write_rows(file: TextIO, records: Iterable[EpochRecord], *, header: bool) -> None:
+    rows = [record.as_row() for record in records]
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
 
 
 def save_images(
@@ -144,9 +201,13 @@ def save_images(
         latents: (N, Q), written as the dataset `latents` if given.
         grid: the PNG file; by default `path` with the ending .png.
     """
-    samples = np.clip(images.reshape(-1, *image_shape), 0, 1)
-    with write_atomically(path) as temporary, h5py.File(temporary, "w") as file:
-        file["samples"] = samples.astype(np.float32)
+    samples = np.clip(images.reshape(-1, *image_shape), 0, 1).astype(np.float32)
+
+    def fill(file: h5py.File) -> None:
+        file["samples"] = samples
         if latents is not None:
             file["latents"] = latents.astype(np.float32)
-    save_image_grid(grid or path.with_suffix(".png"), samples)
+
+    write_hdf5(path, fill, seal=False)
+    with write_atomically(grid or path.with_suffix(".png")) as temporary:
+        save_image_grid(temporary, samples)

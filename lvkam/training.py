@@ -14,8 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +25,10 @@ from tqdm import tqdm
 from lvkam.config import Config
 from lvkam.data import Dataset
 from lvkam.evidence import importance_log_evidence
+from lvkam.interruption import Interrupted, Interruption
 from lvkam.model import LVKAM
 from lvkam.objectives import Objective
+from lvkam.progress import EpochRecord, TrainingState
 from lvkam.sections import TrainingConfig
 
 LONGEST_PERIOD = 10**9
@@ -46,49 +47,34 @@ def random_stream(seed: int, stream: str, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) >> 1)
 
 
-class EpochRecord(NamedTuple):
-    """A row of `loss.csv`; losses are in the units of the scaled likelihood, `test_nll` in nats."""
-
-    seconds: float
-    epoch: int
-    train_loss: float
-    test_loss: float
-    grid_updated: bool
-    test_nll: float
-    effective_sample_size: float
-
-    def as_row(self) -> dict[str, str]:
-        """Columns of `loss.csv` and their text."""
-        return {
-            "Time (s)": f"{self.seconds:.3f}",
-            "Epoch": str(self.epoch),
-            "Train Loss": f"{self.train_loss:.6f}",
-            "Test Loss": f"{self.test_loss:.6f}",
-            "Grid Updated": "true" if self.grid_updated else "false",
-            "Test NLL": f"{self.test_nll:.6f}",
-            "Effective Sample Size": f"{self.effective_sample_size:.4f}",
-        }
-
-
-@dataclass
-class TrainingState:
-    """Where a training stands: together with parameters, optimiser and random numbers, all of it."""
-
-    epoch: int = 0
-    """Epochs completed."""
-    iteration: int = 0
-    """Steps taken."""
-    seconds: float = 0.0
-    """Time spent training, evaluation and files left out."""
-    last_grid_update: int = 0
-    grid_update_period: int = 0
-
-
 def next_period(period: int, decay: float, iteration: int) -> int:
     """floor(period * (2 - decay)^iteration), at most `LONGEST_PERIOD`."""
     if math.log(period) + iteration * math.log(2 - decay) > math.log(LONGEST_PERIOD):
         return LONGEST_PERIOD
     return math.floor(period * (2 - decay) ** iteration)
+
+
+def is_out_of_time(state: TrainingState, settings: TrainingConfig) -> bool:
+    """Whether `max_seconds` have passed."""
+    return settings.max_seconds is not None and state.seconds >= settings.max_seconds
+
+
+def is_finished(state: TrainingState, settings: TrainingConfig) -> bool:
+    """Whether nothing is left to train."""
+    return state.epoch >= settings.num_epochs or is_out_of_time(state, settings)
+
+
+class Callbacks(NamedTuple):
+    """What a training tells its surroundings."""
+
+    on_epoch: Callable[[EpochRecord], None]
+    """Epoch 0, before any training; each epoch; one cut short by `max_seconds`."""
+    on_checkpoint: Callable[[TrainingState], None]
+    """It is time to save."""
+    on_best: Callable[[TrainingState], None]
+    """The epoch just recorded has the lowest test NLL so far."""
+    say: Callable[[str], None]
+    """A line of text for the user."""
 
 
 def train(
@@ -98,12 +84,13 @@ def train(
     dataset: Dataset,
     config: Config,
     rng: torch.Generator,
-    *,
-    on_epoch: Callable[[EpochRecord], None],
-    on_checkpoint: Callable[[TrainingState], None],
-    say: Callable[[str], None],
+    callbacks: Callbacks,
+    state: TrainingState | None = None,
+    interruption: Interruption | None = None,
 ) -> TrainingState:
     """Train for `N_epochs`, or until `max_seconds` have passed.
+
+    A training that goes on from a state that was saved takes the same steps, to the bit, as one that never stopped.
 
     Args:
         model: trained in place, on its device.
@@ -112,138 +99,245 @@ def train(
         dataset: images on the CPU.
         config: cadences, sizes and limits.
         rng: the training's stream: epoch order, prior samples, noise, grid updates.
-        on_epoch: called with epoch 0, before any training, and after each epoch.
-        on_checkpoint: called when it is time to save.
-        say: takes a line of text for the user.
+        callbacks: what is told to whom.
+        state: where it stands, if it goes on; model, optimiser and rng as they were then.
+        interruption: signals; a step is finished and the state saved before they are obeyed.
 
     Raises:
         FloatingPointError: a loss, gradient or test figure is not finite; nothing was saved after it arose.
+        Interrupted: by a signal.
     """
-    settings = config.training
-    device = next(model.parameters()).device
-    images, test = dataset.train.to(device), dataset.test.to(device)
-    state = TrainingState(grid_update_period=config.grid_update.frequency)
-    on_epoch(_evaluate(model, objective, images, test, state, settings, grid_updated=False))
-
-    saved_at = time.monotonic()
-    bar = tqdm(
-        total=settings.num_epochs * len(images),
-        unit="image", unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True,
-    )  # fmt: skip
-    with bar:
-        while state.epoch < settings.num_epochs and not _out_of_time(state, settings.max_seconds):
-            order = torch.randperm(len(images), generator=rng).to(device)
-            losses, sizes, grid_updated = [], [], False
-            for batch in order.split(settings.batch_size):
-                start = time.perf_counter()
-                state.iteration += 1
-                if _grid_update_is_due(state, config):
-                    grid_updated |= _update_grids(model, state, config, rng, say)
-                estimate = objective.estimate(model, images[batch], rng)
-                loss = _step(model, optimizer, estimate.loss, state, say if settings.verbose else None)
-                losses.append(loss * len(batch))
-                sizes.append(float(estimate.effective_sample_size) * len(batch))
-                state.seconds += time.perf_counter() - start
-                bar.set_postfix(epoch=state.epoch + 1, loss=f"{loss:.3f}", ess=f"{sizes[-1] / len(batch):.1f}",
-                                refresh=False)  # fmt: skip
-                bar.update(len(batch))
-                if time.monotonic() - saved_at > 60 * settings.checkpoint_minutes:
-                    on_checkpoint(state)
-                    saved_at = time.monotonic()
-                if _out_of_time(state, settings.max_seconds):
-                    say(f"max_seconds = {settings.max_seconds:g} have passed: stopping in epoch {state.epoch + 1}")
-                    break
-            state.epoch += 1
-            seen = min(len(losses) * settings.batch_size, len(images))
-            record = _evaluate(
-                model, objective, images, test, state, settings, grid_updated,
-                train_loss=sum(losses) / seen, ess=sum(sizes) / seen,
-            )  # fmt: skip
-            on_epoch(record)
-            ended = state.epoch == settings.num_epochs or _out_of_time(state, settings.max_seconds)
-            if ended or state.epoch % settings.checkpoint_every == 0:
-                on_checkpoint(state)
-                saved_at = time.monotonic()
+    interruption = interruption or Interruption()
+    state = state or TrainingState(grid_update_period=config.grid_update.frequency)
+    training = _Training(model, objective, optimizer, dataset, config, rng, callbacks, state, interruption)
+    training.run()
     return state
 
 
-def _out_of_time(state: TrainingState, max_seconds: float | None) -> bool:
-    return max_seconds is not None and state.seconds >= max_seconds
+def rehearse(
+    model: LVKAM, objective: Objective, optimizer: Optimizer, dataset: Dataset, config: Config, rng: torch.Generator
+) -> None:
+    """Begin a training as `train` begins one, so that kernels meet the sizes of an undisturbed run's first steps.
+
+    A compiled kernel is made for the sizes that it meets first, and others can round differently. Model, optimiser and
+    rng are those of a new run, and afterwards to be replaced by what was saved.
+    """
+    state = TrainingState(grid_update_period=config.grid_update.frequency, iteration=1)
+    callbacks = Callbacks(*[lambda _: None] * len(Callbacks._fields))
+    training = _Training(model, objective, optimizer, dataset, config, rng, callbacks, state, Interruption())
+    training.evaluate_before()
+    training.step(training.order()[: config.training.batch_size])
 
 
-def _grid_update_is_due(state: TrainingState, config: Config) -> bool:
-    if not (config.grid_update.update_prior or config.grid_update.update_generator):
-        return False
-    return state.iteration == 1 or state.iteration - state.last_grid_update >= state.grid_update_period
+class _Training:
+    """One call of `train`."""
 
+    def __init__(
+        self,
+        model: LVKAM,
+        objective: Objective,
+        optimizer: Optimizer,
+        dataset: Dataset,
+        config: Config,
+        rng: torch.Generator,
+        callbacks: Callbacks,
+        state: TrainingState,
+        interruption: Interruption,
+    ):
+        self.model, self.objective, self.optimizer, self.config = model, objective, optimizer, config
+        self.settings = config.training
+        device = model.prior.mixture_logits.device
+        self.images, self.test = dataset.train.to(device), dataset.test.to(device)
+        self.rng, self.callbacks, self.state, self.interruption = rng, callbacks, state, interruption
+        self.saved_at = time.monotonic()
 
-def _update_grids(
-    model: LVKAM, state: TrainingState, config: Config, rng: torch.Generator, say: Callable[[str], None]
-) -> bool:
-    settings = config.grid_update
-    model.update_grids(settings.num_samples, rng, prior=settings.update_prior, generator=settings.update_generator)
-    if state.iteration > 1:
-        state.grid_update_period = next_period(state.grid_update_period, settings.decay, state.iteration)
-    state.last_grid_update = state.iteration
-    if config.training.verbose:
-        say(f"iteration {state.iteration}: grids updated, next in {state.grid_update_period} iterations")
-    return True
+    def run(self) -> None:
+        settings, state = self.settings, self.state
+        if not state.log:
+            state.log.append(self.evaluate_before())
+            self.callbacks.on_epoch(state.log[0])
+        done = min(state.batches * settings.batch_size, len(self.images))
+        bar = tqdm(
+            total=settings.num_epochs * len(self.images), initial=state.epoch * len(self.images) + done,
+            unit="image", unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True,
+        )  # fmt: skip
+        with bar, self.interruption.postponed():
+            while state.epoch < settings.num_epochs and not (state.batches == 0 and is_out_of_time(state, settings)):
+                complete = self._take_steps(bar)
+                seen = min(state.batches * settings.batch_size, len(self.images))
+                sums = state.loss_sum / seen, state.sample_size_sum / seen
+                record = self._evaluate(lambda _: sums)  # noqa: B023 - called before the next epoch
+                self._conclude(record, complete)
+                if not complete:
+                    break
 
+    def evaluate_before(self) -> EpochRecord:
+        """Epoch 0: the training losses are those of as many images as there are to test."""
+        images = self.images[: len(self.test)]
+        return self._evaluate(lambda rng: _mean_estimate(self.model, self.objective, images, self.settings, rng))
 
-def _step(
-    model: LVKAM,
-    optimizer: Optimizer,
-    loss: Tensor,
-    state: TrainingState,
-    say: Callable[[str], None] | None,
-) -> float:
-    """One step of the optimiser, refused if the loss or a gradient is not finite."""
-    where = f"epoch {state.epoch + 1}, iteration {state.iteration}"
-    value = loss.item()
-    if not math.isfinite(value):
-        raise FloatingPointError(f"{where}: the loss is {value}")
-    optimizer.zero_grad()
-    loss.backward()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients).item()
-    if not math.isfinite(norm):
-        bad = (n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
-        raise FloatingPointError(f"{where}: the gradient of {next(bad, 'the model')} is not finite")
-    optimizer.step()
-    if say is not None:
-        say(f"iteration {state.iteration}: loss {value:.4f}, gradient norm {norm:.4f}")
-    return value
+    def _conclude(self, record: EpochRecord, complete: bool) -> None:
+        """Record an epoch, and save what is due."""
+        state, settings = self.state, self.settings
+        best = record.test_nll < state.best_nll
+        if complete:  # one cut short may be taken up again, as if it had not been
+            state.epoch, state.batches, state.loss_sum, state.sample_size_sum = record.epoch, 0, 0.0, 0.0
+            state.grid_updated = False
+            state.log.append(record)
+            state.best_nll = min(state.best_nll, record.test_nll)
+        self.callbacks.on_epoch(record)
+        state.stream = self.rng.get_state().numpy()
+        if best:
+            self.callbacks.on_best(state)
+        ended = not complete or state.epoch == settings.num_epochs or is_out_of_time(state, settings)
+        if ended or self.interruption.number or state.epoch % settings.checkpoint_every == 0:
+            self._save()
+        self.interruption.check()
+
+    def _save(self) -> None:
+        self.state.stream = self.rng.get_state().numpy()
+        self.callbacks.on_checkpoint(self.state)
+        self.saved_at = time.monotonic()
+
+    def _take_steps(self, bar: Any) -> bool:
+        """The steps of an epoch that are left; whether all of them were taken before the time was up."""
+        state, settings = self.state, self.settings
+        batches = self.order().split(settings.batch_size)
+        for batch in batches[state.batches :]:
+            if is_out_of_time(state, settings):
+                break
+            start = time.perf_counter()
+            state.iteration += 1
+            loss, size = self.step(batch)
+            state.batches += 1
+            state.loss_sum += loss * len(batch)
+            state.sample_size_sum += size * len(batch)
+            state.seconds += time.perf_counter() - start
+            bar.set_postfix(epoch=state.epoch + 1, loss=f"{loss:.3f}", ess=f"{size:.1f}", refresh=False)
+            bar.update(len(batch))
+            if self.interruption.number or time.monotonic() - self.saved_at > 60 * settings.checkpoint_minutes:
+                self._save()
+            self.interruption.check()
+        if state.batches < len(batches):
+            self.callbacks.say(
+                f"max_seconds = {settings.max_seconds:g} have passed: stopping in epoch {state.epoch + 1}"
+            )
+        return state.batches == len(batches)
+
+    def order(self) -> Tensor:
+        """The images' order in the present epoch; drawn again if it goes on within one."""
+        rng = self.rng
+        if self.state.batches == 0:
+            self.state.epoch_stream = rng.get_state().numpy()
+        else:
+            rng = torch.Generator()
+            rng.set_state(torch.from_numpy(self.state.epoch_stream))
+        return torch.randperm(len(self.images), generator=rng).to(self.images.device)
+
+    def step(self, batch: Tensor) -> tuple[float, float]:
+        """One iteration, on the images of these indices: its loss and effective sample size."""
+        images, before = self.images[batch], self.rng.get_state()
+        try:
+            if self._grid_update_is_due():
+                self._update_grids()
+            loss, size = self.objective.estimate(self.model, images, self.rng)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the loss is {value}")
+        except FloatingPointError as error:
+            self.rng.set_state(before)
+            first = _first_non_finite(self.model, images, self.objective.num_samples, self.rng)
+            raise FloatingPointError(f"{self._where()}: {error}; {first}") from error
+        self.optimizer.zero_grad()
+        loss.backward()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        if not math.isfinite(norm):
+            bad = (n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
+            raise FloatingPointError(f"{self._where()}: the gradient of {next(bad, 'the model')} is not finite")
+        self.optimizer.step()
+        if self.settings.verbose:
+            self.callbacks.say(f"iteration {self.state.iteration}: loss {value:.4f}, gradient norm {norm:.4f}")
+        return value, float(size)
+
+    def _where(self) -> str:
+        return f"epoch {self.state.epoch + 1}, iteration {self.state.iteration}"
+
+    def _grid_update_is_due(self) -> bool:
+        state, settings = self.state, self.config.grid_update
+        if not (settings.update_prior or settings.update_generator):
+            return False
+        return state.iteration == 1 or state.iteration - state.last_grid_update >= state.grid_update_period
+
+    def _update_grids(self) -> None:
+        state, settings = self.state, self.config.grid_update
+        problems = self.model.update_grids(
+            settings.num_samples, self.rng, prior=settings.update_prior, generator=settings.update_generator
+        )
+        for problem in problems:
+            self.callbacks.say(f"warning: {self._where()}: grid update skipped: {problem}")
+        state.skipped_grid_updates += len(problems)
+        if state.iteration > 1:
+            state.grid_update_period = next_period(state.grid_update_period, settings.decay, state.iteration)
+        state.last_grid_update, state.grid_updated = state.iteration, True
+        if self.settings.verbose:
+            self.callbacks.say(
+                f"iteration {state.iteration}: grids updated, next in {state.grid_update_period} iterations"
+            )
+
+    @torch.no_grad()
+    def _evaluate(self, train_figures: Callable[[torch.Generator], tuple[float, float]]) -> EpochRecord:
+        """The record of the present epoch, with the given loss and effective sample size of training.
+
+        A signal is obeyed at once, and the state before saved.
+        """
+        state, settings = self.state, self.settings
+        epoch = state.epoch + 1 if state.log else 0
+        rng = random_stream(settings.seed, "evaluation", epoch)
+        try:
+            with self.interruption.postponed(False):
+                train_loss, ess = train_figures(rng)
+                test_loss, _ = _mean_estimate(self.model, self.objective, self.test, settings, rng)
+                nll = -float(importance_log_evidence(self.model, self.test, NLL_SAMPLES, rng).log_evidence.mean())
+                if not (math.isfinite(test_loss) and math.isfinite(nll)):
+                    raise FloatingPointError(f"the test loss is {test_loss}, the test NLL {nll}")
+        except Interrupted:
+            if state.iteration:
+                self._save()
+            raise
+        except FloatingPointError as error:
+            first = _first_non_finite(self.model, self.test, NLL_SAMPLES, rng)
+            raise FloatingPointError(f"epoch {epoch}, evaluation: {error}; {first}") from error
+        return EpochRecord(state.seconds, epoch, train_loss, test_loss, state.grid_updated, nll, ess)
 
 
 def _mean_estimate(
-    model: LVKAM, objective: Objective, images: Tensor, batch_size: int, rng: torch.Generator
+    model: LVKAM, objective: Objective, images: Tensor, settings: TrainingConfig, rng: torch.Generator
 ) -> tuple[float, float]:
     """Loss and effective sample size, the mean over the images, a batch at a time as in training."""
     sums = torch.zeros(2, dtype=torch.float64)
-    for batch in images.split(batch_size):
+    for batch in images.split(settings.batch_size):
         sums += len(batch) * torch.tensor([float(value) for value in objective.estimate(model, batch, rng)])
     loss, ess = (sums / len(images)).tolist()
     return loss, ess
 
 
 @torch.no_grad()
-def _evaluate(
-    model: LVKAM,
-    objective: Objective,
-    images: Tensor,
-    test: Tensor,
-    state: TrainingState,
-    settings: TrainingConfig,
-    grid_updated: bool,
-    train_loss: float | None = None,
-    ess: float | None = None,
-) -> EpochRecord:
-    """An epoch's record; before any training, the losses of as many training images as there are test images."""
-    rng, batch_size = random_stream(settings.seed, "evaluation", state.epoch), settings.batch_size
-    if train_loss is None or ess is None:
-        train_loss, ess = _mean_estimate(model, objective, images[: len(test)], batch_size, rng)
-    test_loss, _ = _mean_estimate(model, objective, test, batch_size, rng)
-    nll = -float(importance_log_evidence(model, test, NLL_SAMPLES, rng).log_evidence.mean())
-    if not (math.isfinite(test_loss) and math.isfinite(nll)):
-        raise FloatingPointError(f"epoch {state.epoch}: the test loss is {test_loss}, the test NLL {nll}")
-    return EpochRecord(state.seconds, state.epoch, train_loss, test_loss, grid_updated, nll, ess)
+def _first_non_finite(model: LVKAM, images: Tensor, num_samples: int, rng: torch.Generator) -> str:
+    """Where numbers first stop being finite on the way from parameters to the likelihood, in words."""
+
+    def found(name: str, tensor: Tensor) -> str | None:
+        return None if tensor.isfinite().all() else f"the first number that is not finite is in {name}"
+
+    for name, tensor in (("the images", images), *model.named_parameters(), *model.named_buffers()):
+        if place := found(name, tensor):
+            return place
+    try:
+        z = model.prior.sample(num_samples, rng)
+    except FloatingPointError:
+        return "the first number that is not finite is in the prior's energies, all parameters being finite"
+    for index, layer in enumerate(model.generator.layers):
+        z = layer(z)
+        if place := found(f"the outputs of generator.layers.{index}", z):
+            return place
+    return found("the log-likelihood", model.output_log_likelihood(images, z)) or "all before the loss is finite"

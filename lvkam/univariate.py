@@ -271,11 +271,11 @@ class UnivariateFunctions(nn.Module):
         """eta > 0, or None where the basis has none."""
         return self.log_bandwidth.exp() if self.family.basis.has_bandwidth else None
 
-    def basis(self, x: Tensor) -> Tensor:
-        """B_m(x_ni; grid_i): (N, I) -> (N, I, K), in the dtype of `x`."""
-        bandwidth = self.bandwidth
+    def basis(self, x: Tensor, grid: Tensor | None = None) -> Tensor:
+        """B_m(x_ni; grid_i): (N, I) -> (N, I, K), in the dtype of `x`; on the layer's own grid if None."""
+        grid, bandwidth = self.grid if grid is None else grid, self.bandwidth
         return self.family.basis.evaluate(
-            x, self.grid.to(x.dtype), self.family.degree, None if bandwidth is None else bandwidth.to(x.dtype)
+            x, grid.to(x.dtype), self.family.degree, None if bandwidth is None else bandwidth.to(x.dtype)
         )
 
     def knots(self) -> Knots:
@@ -314,7 +314,7 @@ class UnivariateFunctions(nn.Module):
         return evaluate_spline(self.features(x), self.weight())
 
     @torch.no_grad()
-    def update_grid(self, x: Tensor) -> None:
+    def update_grid(self, x: Tensor) -> str | None:
         """Move the knots to where the inputs lie, and refit the splines to their previous values there.
 
         The idea of pykan's `update_grid_from_samples` (Liu et al. 2024, section 2.5); in float64.
@@ -322,13 +322,23 @@ class UnivariateFunctions(nn.Module):
         Args:
             x: inputs, (N, I).
 
-        Raises:
-            FloatingPointError: an input is not finite; nothing is changed then.
+        Returns:
+            None, or why it would have spoilt the layer, which then stays as it was.
         """
         x = x.double()
-        if not torch.isfinite(x).all():
-            raise FloatingPointError("grid update: an input of the layer is not finite")
-        previous = evaluate_spline(self.basis(x), self.coef.double())
+        if not x.isfinite().all():
+            return "an input is not finite"
         knots = adaptive_knots(x, self.family.grid_size, self.family.grid_update_ratio)
-        self.grid.copy_(extend_grid(knots, self.family.degree))
-        self.coef.copy_(fit_coefficients(self.basis(x), previous))
+        grid = extend_grid(knots, self.family.degree).to(self.grid)
+        if not (grid.isfinite().all() and (grid.diff(dim=1) > 0).all()):
+            return "the new knots are not finite or not increasing"
+        try:
+            coef = fit_coefficients(self.basis(x, grid), evaluate_spline(self.basis(x), self.coef.double()))
+        except (FloatingPointError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
+            return str(error).splitlines()[0]
+        coef = coef.to(self.coef)
+        if not coef.isfinite().all():
+            return "a new coefficient is not finite"
+        self.grid.copy_(grid)
+        self.coef.copy_(coef)
+        return None

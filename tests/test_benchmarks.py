@@ -15,7 +15,7 @@ from benchmarking.peers import Floor, PortedLayer, PortedModel, cox_de_boor
 from benchmarking.sampling import mlp_decoder
 from benchmarking.scaling import exponent
 from benchmarking.summary import as_markdown, tables
-from lvkam.experiment import build_model
+from lvkam.build import build_model
 from lvkam.objectives import ImportanceSampling
 from lvkam.splines import adaptive_knots, b_spline_basis, extend_grid
 from lvkam.univariate import FunctionFamily, UnivariateFunctions

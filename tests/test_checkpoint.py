@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import lvkam.checkpoint as checkpoint_module
+from lvkam.build import build_model, model_arrays
 from lvkam.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -22,7 +23,6 @@ from lvkam.checkpoint import (
     write_checkpoint,
 )
 from lvkam.config import Config, parse_config
-from lvkam.experiment import build_model, model_arrays
 
 ATTRIBUTES = {"format", "format_version", "lvkam_version", "config", "dataset", "image_shape", "seed", "epoch"}
 ATTRIBUTES |= {"iteration", "sha256"}

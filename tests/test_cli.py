@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
+from lvkam.build import STEPS_THAT_REPAY, build_model
 from lvkam.config import parse_config
-from lvkam.experiment import STEPS_THAT_REPAY, build_model
 from tests.conftest import REPOSITORY, h5_arrays, require_compiler, small_overrides
 from tests.test_compilation import without_compiler
 

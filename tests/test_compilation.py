@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lvkam.build import SECONDS_THAT_REPAY, STEPS_THAT_REPAY, build_model, choose_compilation, compilation_plan
 from lvkam.compilation import compiled, compiler_problem
 from lvkam.config import ConfigError
-from lvkam.experiment import SECONDS_THAT_REPAY, STEPS_THAT_REPAY, build_model, choose_compilation, compilation_plan
 from lvkam.univariate import UnivariateFunctions
 from tests.conftest import REPOSITORY, require_compiler, small_config, small_overrides, stream
 
@@ -56,7 +56,7 @@ import json, sys, warnings
 import torch
 from lvkam.compilation import compiler_problem
 from lvkam.config import parse_config
-from lvkam.experiment import build_model
+from lvkam.build import build_model
 from lvkam.prior import MixturePrior
 
 config = parse_config("", "test", json.loads(sys.argv[1]))

@@ -16,20 +16,19 @@ from PIL import Image
 from scipy.interpolate import BSpline
 
 import lvkam
-from lvkam.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from lvkam.config import ConfigError, parse_config
-from lvkam.data import load_dataset
-from lvkam.experiment import (
+from lvkam.build import (
     DeviceError,
     build_model,
     build_objective,
     choose_device,
-    describe_run,
     load_checkpoint,
     load_model,
     model_arrays,
-    run_experiment,
 )
+from lvkam.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from lvkam.config import ConfigError, parse_config
+from lvkam.data import load_dataset
+from lvkam.experiment import describe_run, run_experiment
 from lvkam.inference import sample_checkpoint
 from lvkam.objectives import ImportanceSampling, ThermodynamicIntegration
 from lvkam.run_folder import RUN_FILES, OutputError

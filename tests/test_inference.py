@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lvkam.build import load_model
 from lvkam.checkpoint import CheckpointError
 from lvkam.data import DataError, load_dataset
 from lvkam.evidence import annealed_log_evidence, importance_log_evidence
-from lvkam.experiment import load_model, run_experiment
+from lvkam.experiment import run_experiment
 from lvkam.inference import evaluate_checkpoint, plot_temperatures, sample_checkpoint
 from lvkam.run_folder import OutputError
 from lvkam.training import random_stream

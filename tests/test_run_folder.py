@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,23 @@ from PIL import Image
 
 from lvkam.config import Config
 from lvkam.plots import image_grid
-from lvkam.run_folder import RUN_FILES, OutputError, append_loss, check_folder, default_folder, locked, save_images
+from lvkam.progress import EpochRecord
+from lvkam.run_folder import (
+    RUN_FILES,
+    OutputError,
+    append_loss,
+    check_folder,
+    default_folder,
+    locked,
+    save_images,
+    write_losses,
+)
 from lvkam.sections import PriorConfig, ThermodynamicConfig, TrainingConfig
+from lvkam.writing import WriteError
+
+
+def quiet(_: str) -> None:
+    pass
 
 
 def refused(folder: Path, overwrite: bool = False) -> str:
@@ -51,7 +67,10 @@ def test_default_folder_is_the_specifications() -> None:
 
 def test_run_files_are_all_that_a_run_writes() -> None:
     pictures = {"real_images.png", "generated_images.png", "loss.png"}
-    assert set(RUN_FILES) == {"config.ini", "loss.csv", "ckpt.h5", "real_images.h5", "generated_images.h5"} | pictures
+    assert (
+        set(RUN_FILES)
+        == {"config.ini", "loss.csv", "ckpt.h5", "best.h5", "real_images.h5", "generated_images.h5"} | pictures
+    )
 
 
 @pytest.mark.parametrize("held", [*((name,) for name in RUN_FILES), RUN_FILES])
@@ -60,8 +79,8 @@ def test_results_are_not_overwritten_unasked(held: tuple[str, ...], tmp_path: Pa
         (tmp_path / name).write_text("old")
     before = everything(tmp_path)
     assert refused(tmp_path) == (
-        f"{tmp_path}: holds the results of another run ({', '.join(held)}); "
-        "give --overwrite to replace them, or --output for another folder"
+        f"{tmp_path}: holds the results of a run ({', '.join(held)}); give --resume to go on with it, "
+        "--overwrite to replace it, or --output for another folder"
     )
     check_folder(tmp_path, overwrite=True)
     assert everything(tmp_path) == before
@@ -80,7 +99,7 @@ def test_a_relative_folder_is_looked_for_where_one_is(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loss.csv").write_text("old")
     check_folder(Path("logs/a"), overwrite=False)
-    assert "holds the results of another run (loss.csv)" in refused(Path())
+    assert "holds the results of a run (loss.csv)" in refused(Path())
     (tmp_path / "logs").write_text("a file")
     assert refused(Path("logs/a")) == f"logs/a: {tmp_path / 'logs'} is not a folder"
 
@@ -96,7 +115,9 @@ def test_a_file_in_the_way_is_told(below: str, overwrite: bool, tmp_path: Path) 
 
 @pytest.mark.parametrize("folder", ["/proc/run", "/proc/run/deeper", "/proc/self/run"])
 def test_a_folder_that_cannot_be_written_is_told(folder: str) -> None:
-    assert refused(Path(folder)).startswith(f"{folder}: cannot be written (")
+    with pytest.raises(WriteError) as caught:
+        check_folder(Path(folder), overwrite=False)
+    assert str(caught.value).startswith(f"{folder}: cannot be written (")
 
 
 def test_a_name_too_long_is_told(tmp_path: Path) -> None:
@@ -111,36 +132,45 @@ def test_a_link_to_nothing_is_told(tmp_path: Path) -> None:
 def test_a_lock_is_held_against_other_processes(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from lvkam.run_folder import locked\n"
-        "with locked(Path(sys.argv[1])): pass"
+        "with locked(Path(sys.argv[1]), print): pass"
     )
-    with locked(tmp_path):
+    with locked(tmp_path, quiet):
         other = subprocess.run([sys.executable, "-c", program, tmp_path], check=False, capture_output=True, text=True)
         assert other.returncode == 1
-        assert other.stderr.splitlines()[-1].endswith(f"OutputError: {tmp_path}: another training is writing here")
+        assert other.stderr.splitlines()[-1].startswith(
+            f"lvkam.run_folder.OutputError: {tmp_path}: another training is writing here: process {os.getpid()} on "
+        )
     assert subprocess.run([sys.executable, "-c", program, tmp_path], check=False).returncode == 0
 
 
 def test_a_lock_is_released_however_the_training_ends(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), locked(tmp_path):
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path, quiet):
         raise KeyboardInterrupt
-    with locked(tmp_path):
+    with locked(tmp_path, quiet):
         pass
     with filelock.FileLock(tmp_path / ".lock", timeout=0):
-        with pytest.raises(OutputError) as caught, locked(tmp_path):
+        with pytest.raises(OutputError) as caught, locked(tmp_path, quiet):
             pass
-        assert str(caught.value) == f"{tmp_path}: another training is writing here"
+        assert str(caught.value) == (
+            f"{tmp_path}: another training is writing here: a process that has not given its name yet"
+        )
     check_folder(tmp_path, overwrite=False)
 
 
+RECORDS = [EpochRecord(0.5 * n, n, 1.25 + n, -2e-7, n == 1, 3.0, 17.123456) for n in range(3)]
+
+
 def test_losses_are_appended_below_one_header(tmp_path: Path) -> None:
-    rows = [{"Time (s)": "0.5", "Epoch": str(n), "Train Loss": "a, b", "Grid Updated": "true"} for n in range(3)]
-    for row in rows:
-        append_loss(tmp_path / "loss.csv", row)
+    for record in RECORDS:
+        append_loss(tmp_path / "loss.csv", record)
     text = (tmp_path / "loss.csv").read_bytes().decode()
-    assert text.startswith('Time (s),Epoch,Train Loss,Grid Updated\n0.5,0,"a, b",true\n')
+    header = "Time (s),Epoch,Train Loss,Test Loss,Grid Updated,Test NLL,Effective Sample Size\n"
+    assert text.startswith(f"{header}0.000,0,1.250000,-0.000000,false,3.000000,17.1235\n0.500,1,2.250000,")
     assert "\r" not in text
     with (tmp_path / "loss.csv").open(newline="") as file:
-        assert list(csv.DictReader(file)) == rows
+        assert list(csv.DictReader(file)) == [record.as_row() for record in RECORDS]
+    write_losses(tmp_path / "again.csv", RECORDS)
+    assert (tmp_path / "again.csv").read_bytes().decode() == text
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 3)])

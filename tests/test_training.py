@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from lvkam.build import build_model
 from lvkam.config import Config
 from lvkam.data import Dataset
-from lvkam.experiment import build_model
 from lvkam.model import LVKAM
 from lvkam.objectives import Estimate, ImportanceSampling
 from lvkam.optimizers import build_optimizer
-from lvkam.training import LONGEST_PERIOD, EpochRecord, TrainingState, next_period, random_stream, train
+from lvkam.progress import EpochRecord, TrainingState
+from lvkam.training import LONGEST_PERIOD, Callbacks, next_period, random_stream, train
 from tests.conftest import small_config, stream
 
 
@@ -35,6 +36,7 @@ def run(
     config: Config,
     objective: ImportanceSampling | None = None,
     on_checkpoint: Callable[[TrainingState], None] = lambda _: None,
+    on_best: Callable[[TrainingState], None] = lambda _: None,
     spoil: Callable[[LVKAM], None] = lambda _: None,
 ) -> tuple[LVKAM, list[EpochRecord], list[str], TrainingState]:
     model = build_model(config, 9)
@@ -48,9 +50,7 @@ def run(
         made_dataset(),
         config,
         random_stream(config.training.seed, "training"),
-        on_epoch=records.append,
-        on_checkpoint=on_checkpoint,
-        say=lines.append,
+        Callbacks(records.append, on_checkpoint, on_best, lines.append),
     )
     return model, records, lines, state
 

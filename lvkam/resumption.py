@@ -1,0 +1,67 @@
+"""Whether a run can go on: from its own checkpoint, with its own configuration. No torch is needed to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lvkam.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from lvkam.config import Config, ConfigError, load_config, parse_config
+from lvkam.run_folder import OutputError, results_in
+from lvkam.sections import write_value
+
+FREE_KEYS = {
+    ("TRAINING", "N_epochs"),
+    ("TRAINING", "max_seconds"),
+    ("TRAINING", "checkpoint_every"),
+    ("TRAINING", "checkpoint_minutes"),
+    ("TRAINING", "verbose"),
+    ("TRAINING", "use_gpu"),
+    ("TRAINING", "compile"),
+    ("TRAINING", "update_grid"),
+    ("KAN_LIKELIHOOD", "gating_activation"),
+}
+"""Keys that may differ when a run goes on: they only prolong it, bring it elsewhere, or have no effect."""
+
+
+def resume_point(folder: Path, config: Config, say: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint that a run of this configuration goes on from, or None if it is yet to begin.
+
+    Args:
+        folder: the run folder; it may be missing.
+        config: what is to be run.
+        say: told that there is nothing to go on from.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of a model alone.
+        ConfigError: the run has another configuration; every key that differs is named.
+        OutputError: the folder holds results that belong to no run.
+    """
+    path, begun = folder / "ckpt.h5", folder / "config.ini"
+    if path.exists():
+        checkpoint = read_checkpoint(path)
+        if not checkpoint.training:
+            raise CheckpointError(f"{path}: holds a model alone, nothing that a training could go on with")
+        _refuse_another_run(config, parse_config(checkpoint.config, f"{path} (config)"), folder)
+        if config.training.num_epochs < checkpoint.epoch:
+            raise ConfigError([config.problem("TRAINING", "N_epochs", f"at least {checkpoint.epoch}, which are done")])
+        return checkpoint
+    if begun.exists():
+        _refuse_another_run(config, load_config(begun), folder)
+    elif held := results_in(folder):
+        raise OutputError(f"{folder}: holds {', '.join(held)}, but neither a checkpoint nor the run's configuration")
+    say(f"{folder}: no checkpoint yet: starting afresh")
+    return None
+
+
+def _refuse_another_run(config: Config, before: Config, folder: Path) -> None:
+    theirs = before.to_dict()
+    differing = [
+        f"{config.source}: [{section}] {key} = {write_value(value)}: the run in {folder} "
+        f"has {write_value(theirs[section][key])}, and goes on with that only"
+        for section, keys in config.to_dict().items()
+        for key, value in keys.items()
+        if value != theirs[section][key] and (section, key) not in FREE_KEYS
+    ]
+    if differing:
+        raise ConfigError(differing)

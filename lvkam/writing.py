@@ -1,0 +1,61 @@
+"""Files that are there whole or not at all: written beside their place, synced, and renamed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PART = ".part"
+
+
+class WriteError(OSError):
+    """A file or folder that cannot be written; what was there before is intact."""
+
+    def __init__(self, path: Path, error: OSError):
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if not path.parent.is_dir():
+            reason = f"there is no folder {path.parent} any more"
+        super().__init__(f"{path}: cannot be written ({reason})")
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Context: a temporary path beside `path`, synced and renamed to it at the end, removed on failure.
+
+    Raises:
+        WriteError: it could not be written.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp's files are private
+            _sync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync(path.parent)
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_parts(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a crash has left half written of these files; nobody else may be writing them."""
+    for name in names:
+        for part in folder.glob(f".{name}.*{_PART}"):
+            part.unlink(missing_ok=True)
