@@ -62,27 +62,37 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def main() -> None:
     """Run the command line and exit."""
     warnings.showwarning = _show_warning
-    Interruption().listen()
     keep_freed_memory()
+    interruption = Interruption()
+    interruption.listen()
     try:
-        cli.main(standalone_mode=False)
+        status = _run(interruption)
     except Interrupted as stop:
         click.echo(stop, err=True)
-        sys.exit(stop.exit_status)
+        status = stop.exit_status
+    interruption.ignore()
+    sys.exit(status)
+
+
+def _run(interruption: Interruption) -> int:
+    """Run the command line, which takes the signals for its `obj`: the exit status."""
+    try:
+        cli.main(standalone_mode=False, obj=interruption)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except InputError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        return 2
     except (FloatingPointError, OSError) as error:
         click.echo(f"failed: {error}", err=True)
-        sys.exit(1)
+        return 1
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         click.echo("failed: out of memory; fewer samples, smaller batches or narrower widths need less", err=True)
-        sys.exit(1)
+        return 1
+    return 0
 
 
 def _is_out_of_memory(error: Exception) -> bool:

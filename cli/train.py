@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from lvkam.interruption import Interruption
+
 from .options import (
     config_argument,
     data_dir_option,
@@ -26,7 +28,9 @@ from .options import (
 @seed_option
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; default: a GPU if use_gpu and there is one.")
 @data_dir_option
+@click.pass_obj
 def command(
+    interruption: Interruption,
     config: Path,
     overrides: tuple[str, ...],
     output: Path | None,
@@ -52,5 +56,13 @@ def command(
 
     from lvkam.experiment import run_experiment
 
-    folder = run_experiment(resolved, output, overwrite=overwrite, resume=resume, device=device, data_dir=data_dir)
+    folder = run_experiment(
+        resolved,
+        output,
+        overwrite=overwrite,
+        resume=resume,
+        device=device,
+        data_dir=data_dir,
+        interruption=interruption,
+    )
     click.echo(folder)

@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,7 @@ def run_experiment(
     device: str | None = None,
     data_dir: Path | None = None,
     say: Callable[[str], None] = _tell,
+    interruption: Interruption | None = None,
 ) -> Path:
     """Train a configuration from start to end and write its run folder.
 
@@ -98,6 +100,7 @@ def run_experiment(
         device: name of a torch device; else the configuration's `use_gpu` decides.
         data_dir: where to look for the data first.
         say: takes a line of text for the user; standard error by default.
+        interruption: listens to the signals already; if None, one of its own does meanwhile.
 
     Returns:
         The run folder.
@@ -108,8 +111,11 @@ def run_experiment(
         WriteError: a file could not be written; the last checkpoint is intact.
         Interrupted: by a signal; its notes say what was saved.
     """
-    folder, interruption = output or default_folder(config), Interruption()
-    with interruption.listening():
+    folder, listening = output or default_folder(config), nullcontext()
+    if interruption is None:
+        interruption = Interruption()
+        listening = interruption.listening()
+    with listening:
         try:
             if not resume:
                 check_folder(folder, overwrite)

@@ -28,6 +28,8 @@ SEAL_SIZE = 512
 """The smallest user block."""
 LONGEST_TEXT = 2**16
 """Characters of an attribute."""
+EMPTINESS = 1000
+"""A file may be so many times as large as what the disk holds of it, as file systems that compress have it."""
 
 Layout = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 """Names of arrays, with their types and shapes."""
@@ -89,14 +91,17 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 def _check_seal(path: Path, raw: BinaryIO) -> None:
-    found = raw.read(SEAL_SIZE)
+    found, status = raw.read(SEAL_SIZE), os.fstat(raw.fileno())
     if not found.startswith(_seal("", 0)[:8]):
         what = "an HDF5 file without a seal" if found.startswith(SIGNATURE) else "not an HDF5 file"
         raise HDF5Error(f"{path}: not a checkpoint of lvkam ({what})")
-    size = os.fstat(raw.fileno()).st_size
+    if not found.startswith(_seal("", status.st_size).splitlines()[0]):
+        raise HDF5Error(f"{path}: damaged: not of the size that its seal says")
+    if status.st_size > EMPTINESS * (512 * status.st_blocks + SEAL_SIZE):
+        raise HDF5Error(f"{path}: announces {status.st_size} bytes, of which nearly all are holes")
     # a file reads into buffers, which its stub leaves out
     sha256 = hashlib.file_digest(raw, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
-    if found != _seal(sha256, size):
+    if found != _seal(sha256, status.st_size):
         raise HDF5Error(f"{path}: damaged: its bytes do not match its seal")
     raw.seek(0)
 

@@ -44,6 +44,11 @@ class Interruption:
         for number in SIGNALS:
             signal.signal(number, self._take)
 
+    def ignore(self) -> None:
+        """Take no more signals: what is left is the end of the process."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Context: takes the signals, and gives them back; in other threads than the main one it does nothing."""

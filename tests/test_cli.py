@@ -20,7 +20,7 @@ import torch
 
 from lvkam.build import STEPS_THAT_REPAY, build_model
 from lvkam.config import parse_config
-from tests.conftest import REPOSITORY, h5_arrays, require_compiler, small_overrides
+from tests.conftest import REPOSITORY, h5_arrays, require_compiler, reseal, small_overrides
 from tests.test_compilation import without_compiler
 
 PROGRAM = [str(Path(sys.executable).with_name("lvkam"))]
@@ -236,9 +236,7 @@ def test_a_second_run_needs_overwrite(folder: Path) -> None:
     before = {p.name: p.read_bytes() for p in run_of(folder).iterdir()}
     done = lvkam("train", "nist_config.ini", *settings(), cwd=folder)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(
-        "error: logs/Thermodynamic/uniform/MNIST_1: holds the results of another run (config.ini, "
-    )
+    assert done.stderr.startswith("error: logs/Thermodynamic/uniform/MNIST_1: holds the results of a run (config.ini, ")
     assert {p.name: p.read_bytes() for p in run_of(folder).iterdir()} == before
 
 
@@ -280,10 +278,6 @@ BAD_INPUT = {
         ["train", "c.ini", "--output", "c.ini"],
         "error: c.ini: is not a folder\n",
     ),
-    "folder that cannot be written": (
-        ["train", "c.ini", "--output", "/proc/lvkam"],
-        "error: /proc/lvkam: cannot be written (No such file or directory)\n",
-    ),
     "unknown device": (["train", "c.ini", "--device", "toaster"], "error: --device toaster: no such device here"),
     "not implemented yet": (
         ["train", "c.ini", "--set", "OPTIMIZER.schedule=cosine"],
@@ -302,13 +296,16 @@ BAD_INPUT = {
         "resamples by itself\n",
     ),
     "a picture of no known kind": (
-        ["plot", "none.h5", "--what", "temperatures", "--output", "t.gif"],
+        ["plot", "ckpt.h5", "--what", "temperatures", "--output", "t.gif"],
         "error: t.gif: must end in .png, .pdf or .svg\n",
     ),
     "nothing that can be drawn": (["plot", "none.h5", "--what", "mood"], "Error: Invalid value for '--what'"),
     "no checkpoint": (["sample", "c.ini"], "error: c.ini: not a checkpoint of lvkam (not an HDF5 file)\n"),
     "missing checkpoint": (["evaluate", "none.h5"], "error: none.h5: no such file\n"),
-    "another HDF5 file": (["info", "other.h5"], "error: other.h5: not a checkpoint of lvkam\n"),
+    "another HDF5 file": (
+        ["info", "other.h5"],
+        "error: other.h5: not a checkpoint of lvkam (an HDF5 file without a seal)\n",
+    ),
     "unknown option": (["train", "c.ini", "--nonsense"], "Error: No such option"),
     "unknown command": (["fly"], "Error: No such command 'fly'."),
     "number out of range": (["sample", "c.ini", "-n", "0"], "Error: Invalid value for '-n': 0 is not in the range"),
@@ -320,6 +317,7 @@ def test_bad_input_is_one_message_and_status_2(case: str, folder: Path, tmp_path
     shutil.copy(folder / "nist_config.ini", tmp_path / "c.ini")
     shutil.copy(run_of(folder) / "loss.png", tmp_path / "picture.png")
     shutil.copy(run_of(folder) / "real_images.h5", tmp_path / "other.h5")
+    shutil.copy(run_of(folder) / "ckpt.h5", tmp_path / "ckpt.h5")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     arguments, message = BAD_INPUT[case]
     done = lvkam(*arguments, cwd=tmp_path)
@@ -339,8 +337,19 @@ def test_a_damaged_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
     content[content.index(weights) + 100] ^= 1
     (tmp_path / "bad.h5").write_bytes(content)
     done = lvkam("info", "bad.h5", cwd=tmp_path)
-    assert done.returncode == 2
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: bad.h5: damaged: its bytes do not match its seal\n"
+    reseal(tmp_path / "bad.h5")
+    done = lvkam("info", "bad.h5", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: bad.h5: damaged: the checksum of generator/layers/1/w_base does not match\n"
+
+
+def test_a_folder_that_cannot_be_written_ends_with_status_1(folder: Path, tmp_path: Path) -> None:
+    done = lvkam("train", folder / "nist_config.ini", "--output", "/proc/lvkam", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "failed: /proc/lvkam: cannot be written (No such file or directory)\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_diverges_ends_with_status_1(folder: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_training_is_compiled_when_that_is_repaid() -> None:
 
 
 def test_a_training_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lvkam.experiment.compiler_problem", lambda kind: f"nothing for {kind}")
+    monkeypatch.setattr("lvkam.build.compiler_problem", lambda kind: f"nothing for {kind}")
     cpu = torch.device("cpu")
     with pytest.raises(ConfigError) as caught:
         choose_compilation(small_config("TRAINING.compile=true"), cpu)
@@ -132,6 +132,6 @@ def test_a_training_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     long = small_config(f"TRAINING.N_epochs={STEPS_THAT_REPAY}")
     assert choose_compilation(long, cpu) == "no compiler works here (nothing for cpu)"
     assert choose_compilation(small_config("TRAINING.compile=false"), cpu) == "compile = false"
-    monkeypatch.setattr("lvkam.experiment.compiler_problem", lambda kind: None)
+    monkeypatch.setattr("lvkam.build.compiler_problem", lambda kind: None)
     assert choose_compilation(long, cpu) is None
     assert choose_compilation(small_config("TRAINING.compile=true"), cpu) is None

@@ -83,7 +83,8 @@ def test_floors_0_to_4_and_the_whole_stay_small() -> None:
     mathematics = [REPOSITORY / "lvkam" / f"{name}.py" for name in MATHEMATICS]
     # 1,500 was the aim before there were fast paths beside the plain ones, and annealing
     assert sum(lines[path] for path in mathematics) <= 2400
-    assert sum(lines.values()) <= 5400  # 5,000 is the aim
+    # 5,000 is the aim, missed since a run can be taken up again to the bit and a checkpoint is trusted in nothing
+    assert sum(lines.values()) <= 6000
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -106,12 +107,38 @@ def test_no_pickle_no_global_seed_no_swallowed_error(path: Path) -> None:
             assert not broad, f"{path.name}, line {node.lineno}: catches everything"
 
 
+def is_random_source(annotation: ast.expr | None) -> bool:
+    """Whether an argument of this type is a `torch.Generator`, or one or None; not a function that takes one."""
+    if isinstance(annotation, ast.BinOp):
+        return is_random_source(annotation.left) or is_random_source(annotation.right)
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value).split(".")[-1] in {"Optional", "Union"}:
+        parts = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        return any(map(is_random_source, parts))
+    return annotation is not None and ast.unparse(annotation) == "torch.Generator"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "expected"),
+    [
+        ("torch.Generator", True),
+        ("torch.Generator | None", True),
+        ("None | torch.Generator", True),
+        ("Optional[torch.Generator]", True),
+        ("typing.Union[int, torch.Generator]", True),
+        ("Callable[[torch.Generator], float]", False),
+        ("Callable[[torch.Generator], float] | None", False),
+        ("Iterator[Tensor]", False),
+    ],
+)
+def test_a_random_source_is_known_by_its_annotation(annotation: str, expected: bool) -> None:
+    assert is_random_source(ast.parse(annotation, mode="eval").body) == expected
+
+
 def test_the_random_source_is_never_called_generator() -> None:
+    found = 0
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if (
-                isinstance(node, ast.arg)
-                and node.annotation is not None
-                and "torch.Generator" in ast.unparse(node.annotation)
-            ):
+            if isinstance(node, ast.arg) and is_random_source(node.annotation):
+                found += 1
                 assert node.arg == "rng", f"{path.name}, line {node.lineno}"
+    assert found > 20

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from lvkam.plots import MOST_IMAGES, SMALLEST_SIDE, image_grid, save_image_grid, save_loss_curve, temperatures_figure
+from lvkam.progress import EpochRecord
 from lvkam.run_folder import append_loss
 
 LINE, GREY = 2, 96
@@ -76,13 +77,10 @@ def test_a_grid_is_a_png_whatever_its_name(size: tuple[int, ...], mode: str, tmp
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(image_grid(images)))
 
 
-def draw(folder: Path, losses: list[float], updated: str = "false") -> np.ndarray:
+def draw(folder: Path, losses: list[float], updated: bool = False) -> np.ndarray:
     (folder / "loss.csv").unlink(missing_ok=True)
     for epoch, loss in enumerate(losses):
-        append_loss(folder / "loss.csv", {
-            "Time (s)": "1.0", "Epoch": str(epoch), "Train Loss": str(loss), "Test Loss": str(loss + 1),
-            "Grid Updated": updated, "Test NLL": str(2 * loss), "Effective Sample Size": "3.5",
-        })  # fmt: skip
+        append_loss(folder / "loss.csv", EpochRecord(1.0, epoch, loss, loss + 1, updated, 2 * loss, 3.5))
     save_loss_curve(folder / "loss.csv", folder / "loss.png")
     with Image.open(folder / "loss.png") as picture:
         assert picture.format == "PNG"
@@ -102,7 +100,7 @@ def test_the_curve_shows_losses_and_grid_updates(tmp_path: Path) -> None:
     plain = draw(tmp_path, [5.0, 4.0, 3.0])
     assert np.array_equal(plain, draw(tmp_path, [5.0, 4.0, 3.0]))
     assert not np.array_equal(plain, draw(tmp_path, [5.0, 3.5, 3.0]))
-    assert not np.array_equal(plain, draw(tmp_path, [5.0, 4.0, 3.0], updated="true"))
+    assert not np.array_equal(plain, draw(tmp_path, [5.0, 4.0, 3.0], updated=True))
 
 
 def test_the_temperatures_figure_integrates_the_mean_by_trapezoids() -> None:

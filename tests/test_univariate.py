@@ -293,7 +293,7 @@ def test_update_is_an_independent_least_squares_fit(name: str, ratio: float) -> 
 def test_update_with_repeated_inputs_keeps_values_there(name: str, x: Tensor) -> None:
     layer = lively_layer(name)
     before = layer.functions(x).detach()
-    layer.update_grid(x)
+    assert layer.update_grid(x) is None
     assert (layer.grid.diff(dim=1) > 0).all()
     assert all(bool(torch.isfinite(value).all()) for value in layer.state_dict().values())
     np.testing.assert_allclose(layer.functions(x).detach().numpy(), before.numpy(), atol=1e-4, rtol=1e-5)
@@ -302,13 +302,12 @@ def test_update_with_repeated_inputs_keeps_values_there(name: str, x: Tensor) ->
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("name", NAMES)
-def test_update_with_a_bad_input_raises_and_changes_nothing(name: str, bad: float) -> None:
+def test_update_with_a_bad_input_says_so_and_changes_nothing(name: str, bad: float) -> None:
     layer = lively_layer(name)
     before = copy.deepcopy(layer.state_dict())
     x = torch.rand(20, 3, generator=stream(19))
     x[7, 1] = bad
-    with pytest.raises(FloatingPointError, match="not finite"):
-        layer.update_grid(x)
+    assert layer.update_grid(x) == "an input is not finite"
     assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
 
 
