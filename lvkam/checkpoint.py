@@ -190,7 +190,8 @@ def _read(path: Path, file: h5py.File) -> Checkpoint:
     text = {name: read_text(path, file, name) for name in _TEXT}
     numbers = {name: read_integers(path, file, name, ())[0] for name in _NUMBERS}
     shape = read_integers(path, file, "image_shape")
-    if not all(0 < side <= LARGEST_SIDE for side in shape) or min(numbers.values()) < 0:
+    of_images = len(shape) >= 2 and shape[2:] in {(), (3,)} and all(0 < side <= LARGEST_SIDE for side in shape)
+    if not of_images or min(numbers.values()) < 0:
         raise CheckpointError(f"{path}: damaged: {shape}, {numbers}: not numbers of a run")
     config, data_dim = parse_config(text["config"], f"{path} (config)"), math.prod(shape)
 
@@ -206,8 +207,8 @@ def _read(path: Path, file: h5py.File) -> Checkpoint:
     }  # fmt: skip
     if read_text(path, file, "sha256") != _total_digest(attributes, digests):
         raise CheckpointError(f"{path}: damaged: the checksum of the whole does not match")
-    for name in model:
-        if problem := problem_of(name, arrays[name]):
+    for name, array in arrays.items():
+        if problem := problem_of(name, array):
             raise CheckpointError(f"{path}: {problem}")
     checkpoint = Checkpoint(
         config=text["config"],
@@ -222,15 +223,18 @@ def _read(path: Path, file: h5py.File) -> Checkpoint:
     )  # fmt: skip
     if checkpoint.training:
         try:
-            checkpoint.progress  # noqa: B018 - making it is what verifies it
+            progress = checkpoint.progress  # making it verifies it
         except ValueError as error:
             raise CheckpointError(f"{path}: damaged: {error}") from error
+        most = math.ceil(config.training.num_train / config.training.batch_size)
+        if progress.batches > most:
+            raise CheckpointError(f"{path}: damaged: {progress.batches} batches of an epoch of {most}")
     return checkpoint
 
 
 def problem_of(name: str, array: np.ndarray) -> str | None:
-    """Why an array of a model cannot be one, if so: a number is not finite, or knots do not increase."""
-    if not np.isfinite(array).all():
+    """Why an array of a checkpoint cannot be one, if so: a number is not finite, or knots do not increase."""
+    if not (np.isfinite(array).all() or name == "training/progress/best_nll"):  # infinite before the first epoch
         return f"{name} holds numbers that are not finite"
     if name.endswith("/grid") and not (np.diff(array) > 0).all():
         return f"{name} holds knots that do not increase"

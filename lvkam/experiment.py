@@ -115,12 +115,15 @@ def run_experiment(
     if interruption is None:
         interruption = Interruption()
         listening = interruption.listening()
+    begun = resume
     with listening:
         try:
             if not resume:
                 check_folder(folder, overwrite)
             chosen = choose_device(device, config.training.use_gpu)
             dataset = load_config_dataset(config, data_dir)
+            if not (resume and (folder / "ckpt.h5").exists()):
+                choose_compilation(config, chosen)  # to refuse what cannot be before anything is written
             # nothing of an older run is lost before all that this one needs is there
             check_folder(folder, overwrite=True)
             try:
@@ -131,17 +134,14 @@ def run_experiment(
                 saved = resume_point(folder, config, say) if resume else None
                 if not resume:
                     check_folder(folder, overwrite)
-                _Run(config, folder, dataset, chosen, saved, interruption, say).run()
+                run, begun = _Run(config, folder, dataset, chosen, saved, interruption, say), True
+                run.run()
         except Interrupted as stop:
-            stop.add_note(_how_to_go_on(folder))
+            saved_in = folder / "ckpt.h5"
+            goes_on = f"saved in {saved_in}; the same command with --resume goes on"
+            stop.add_note(goes_on if begun and saved_in.exists() else "nothing was saved yet")
             raise
     return folder
-
-
-def _how_to_go_on(folder: Path) -> str:
-    if not (folder / "ckpt.h5").exists():
-        return "nothing was saved yet"
-    return f"saved in {folder / 'ckpt.h5'}; the same command with --resume goes on"
 
 
 class _Run:
@@ -159,7 +159,8 @@ class _Run:
     ):
         self.config, self.folder, self.dataset, self.saved = config, folder, dataset, saved
         self.interruption, self.say = interruption, say
-        self.data_sha256 = np.frombuffer(hashlib.sha256(dataset.train.numpy().tobytes()).digest(), np.uint8)
+        images = hashlib.sha256(dataset.train.numpy().tobytes() + dataset.test.numpy().tobytes())
+        self.data_sha256 = np.frombuffer(images.digest(), np.uint8)
         before = None if saved is None else bool(saved.training["training/compiled"])
         if saved is not None and (saved.training["training/data_sha256"] != self.data_sha256).any():
             raise DataError(f"{folder}: {dataset.name}: these are not the images that the run has been trained with")
@@ -193,8 +194,8 @@ class _Run:
         if {"real_images.h5", "real_images.png"} & set(missing):
             shown = images[: settings.num_generated].numpy()
             save_images(folder / "real_images.h5", shown, self.dataset.image_shape)
-        if finished:
-            again = ", ".join(name for name in missing if name != "best.h5")
+        if state is not None and finished:
+            again = ", ".join(name for name in missing if name != "best.h5" or math.isfinite(state.best_nll))
             self.say(f"finished already; {f'to be written again: {again}' if again else 'nothing is missing'}")
         if not finished or "loss.csv" in missing:
             state = self._train(state)
@@ -211,8 +212,8 @@ class _Run:
             f"trained for {state.seconds:.0f} s; {settings.num_generated} generated images in "
             f"{folder / 'generated_images.png'}"
         )
-        if "best.h5" in missing and not (folder / "best.h5").exists():
-            self.say("best.h5 is missing, and cannot be made again without training again")
+        if math.isfinite(state.best_nll) and not (folder / "best.h5").exists():
+            self.say("best.h5 is missing: only training again can make it again")
 
     def _write_config(self) -> None:
         text = self.config.to_ini()
@@ -235,7 +236,8 @@ class _Run:
         states = {name.removeprefix(prefix): a for name, a in training.items() if name.startswith(prefix)}
         set_optimizer_arrays(self.model, self.optimizer, states)
         try:
-            self.rng.set_state(torch.from_numpy(state.stream))
+            for stream in (state.epoch_stream, state.stream):  # the first one is only tried
+                self.rng.set_state(torch.from_numpy(stream))
         except RuntimeError as error:
             raise CheckpointError(f"{self.folder / 'ckpt.h5'}: no state of random numbers: {error}") from error
         threads = int(training["training/threads"])

@@ -60,6 +60,8 @@ class TrainingState:
     """Effective sample sizes, likewise."""
     grid_updated: bool = False
     """In the present epoch."""
+    cut_short: bool = False
+    """Whether it was ended by `max_seconds`, and recorded so."""
     last_grid_update: int = 0
     grid_update_period: int = 0
     skipped_grid_updates: int = 0
@@ -88,8 +90,10 @@ class TrainingState:
         """
         values: dict[str, Any] = {name: arrays[name].item() for name in _scalars()}
         values |= {"stream": arrays["stream"], "epoch_stream": arrays["epoch_stream"]}
-        if min(values[name] for name in _COUNTS) < 0:
-            raise ValueError("a count of its training is negative")
+        if not all(values[name] >= 0 for name in _COUNTS) or values["grid_update_period"] == 0:
+            raise ValueError("a count of its training is too small")
+        if not values["best_nll"] > -math.inf:
+            raise ValueError(f"its best test NLL is {values['best_nll']}")
         rows = arrays["log"].tolist()
         if [row[1] for row in rows] != list(range(epoch + 1)):
             raise ValueError(f"its log is not that of {epoch} epochs")
@@ -104,7 +108,7 @@ class TrainingState:
         return {**{name: (dtype, ()) for name, dtype in _scalars().items()}, **streams, "log": log}
 
 
-_COUNTS = ("batches", "last_grid_update", "grid_update_period", "skipped_grid_updates")
+_COUNTS = ("seconds", "batches", "last_grid_update", "grid_update_period", "skipped_grid_updates")
 
 
 def _scalars() -> dict[str, np.dtype]:

@@ -61,7 +61,8 @@ def is_out_of_time(state: TrainingState, settings: TrainingConfig) -> bool:
 
 def is_finished(state: TrainingState, settings: TrainingConfig) -> bool:
     """Whether nothing is left to train."""
-    return state.epoch >= settings.num_epochs or is_out_of_time(state, settings)
+    recorded = state.batches == 0 or state.cut_short
+    return state.epoch >= settings.num_epochs or (is_out_of_time(state, settings) and recorded)
 
 
 class Callbacks(NamedTuple):
@@ -179,7 +180,8 @@ class _Training:
     def _conclude(self, record: EpochRecord, complete: bool) -> None:
         """Record an epoch, and save what is due."""
         state, settings = self.state, self.settings
-        best = record.test_nll < state.best_nll
+        best = complete and record.test_nll < state.best_nll
+        state.cut_short = not complete
         if complete:  # one cut short may be taken up again, as if it had not been
             state.epoch, state.batches, state.loss_sum, state.sample_size_sum = record.epoch, 0, 0.0, 0.0
             state.grid_updated = False
@@ -210,6 +212,7 @@ class _Training:
             state.iteration += 1
             loss, size = self.step(batch)
             state.batches += 1
+            state.cut_short = False
             state.loss_sum += loss * len(batch)
             state.sample_size_sum += size * len(batch)
             state.seconds += time.perf_counter() - start
@@ -299,8 +302,9 @@ class _Training:
                 train_loss, ess = train_figures(rng)
                 test_loss, _ = _mean_estimate(self.model, self.objective, self.test, settings, rng)
                 nll = -float(importance_log_evidence(self.model, self.test, NLL_SAMPLES, rng).log_evidence.mean())
-                if not (math.isfinite(test_loss) and math.isfinite(nll)):
-                    raise FloatingPointError(f"the test loss is {test_loss}, the test NLL {nll}")
+                if not all(map(math.isfinite, (train_loss, test_loss, nll))):
+                    figures = f"the training loss is {train_loss}, the test loss {test_loss}, the test NLL {nll}"
+                    raise FloatingPointError(figures)
         except Interrupted:
             if state.iteration:
                 self._save()

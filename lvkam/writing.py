@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -16,8 +17,8 @@ class WriteError(OSError):
 
     def __init__(self, path: Path, error: OSError):
         reason = os.strerror(error.errno) if error.errno else str(error)
-        if not path.parent.is_dir():
-            reason = f"there is no folder {path.parent} any more"
+        if error.errno == errno.ENOENT and not path.parent.is_dir():
+            reason = f"there is no folder {path.parent}"
         super().__init__(f"{path}: cannot be written ({reason})")
 
 

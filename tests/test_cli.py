@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -369,26 +370,97 @@ def test_too_little_memory_is_one_message(folder: Path, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("failed: out of memory; ")
 
 
-def test_an_interrupt_ends_with_status_130(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_ends_with_its_status(number: int, status: int, folder: Path, tmp_path: Path) -> None:
     # so long a run would compile its kernels first
     overrides = settings("TRAINING.N_epochs=100000", "TRAINING.compile=false")
+    arguments = ["train", str(folder / "nist_config.ini")]
     process = subprocess.Popen(
-        [*PROGRAM, "train", str(folder / "nist_config.ini"), *overrides],
+        [*PROGRAM, *arguments, *overrides],
         cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    name = "logs/Thermodynamic/uniform/MNIST_1"
     try:
         deadline = time.monotonic() + 60
         while not (run_of(tmp_path) / "ckpt.h5").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        if number == signal.SIGTERM:  # nobody else writes there meanwhile
+            other = lvkam(*arguments, *overrides, "--resume", cwd=tmp_path)
+            assert (other.returncode, other.stdout) == (2, "")
+            told = f"error: {name}: another training is writing here: process {process.pid} on {socket.gethostname()}, "
+            assert other.stderr.startswith(told)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert errors.endswith("interrupted\n")
+    assert process.returncode == status
+    assert output == ""
+    assert errors.splitlines()[-1] == f"interrupted; saved in {name}/ckpt.h5; the same command with --resume goes on"
     assert "Traceback" not in errors
-    assert lvkam("info", run_of(tmp_path) / "ckpt.h5", cwd=tmp_path).returncode == 0
+    assert sorted(p.name for p in run_of(tmp_path).iterdir() if p.name not in {".lock", "best.h5"}) == [
+        "ckpt.h5", "config.ini", "loss.csv", "real_images.h5", "real_images.png",
+    ]  # fmt: skip
+    found = lvkam("info", run_of(tmp_path) / "ckpt.h5", "--json", cwd=tmp_path)
+    assert found.returncode == 0
+    described = json.loads(found.stdout)
+    epochs = settings(f"TRAINING.N_epochs={described['epoch'] + 1}", "TRAINING.compile=false")
+    done = lvkam(*arguments, *epochs, "--resume", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{name}\n"), done.stderr
+    batches = described["iteration"] - 8 * described["epoch"]
+    going_on = f"going on after {described['epoch']} epochs and {batches} batches, iteration {described['iteration']}"
+    assert going_on in done.stderr.splitlines()
+    with (run_of(tmp_path) / "loss.csv").open(newline="") as file:
+        assert [row["Epoch"] for row in csv.DictReader(file)] == [str(n) for n in range(described["epoch"] + 2)]
+
+
+def test_overwrite_and_resume_exclude_each_other(folder: Path) -> None:
+    before = {p.name: p.read_bytes() for p in run_of(folder).iterdir()}
+    done = lvkam("train", "nist_config.ini", *settings(), "--overwrite", "--resume", cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == "Error: --overwrite and --resume exclude each other"
+    assert {p.name: p.read_bytes() for p in run_of(folder).iterdir()} == before
+
+
+def test_resume_writes_what_a_finished_run_lacks(folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(run_of(folder), tmp_path / "run"))
+    before = {p.name: p.read_bytes() for p in run.iterdir()}
+    for name in ("loss.csv", "loss.png", "generated_images.png"):
+        (run / name).unlink()
+    arguments = ("train", folder / "nist_config.ini", *settings(), "--output", "run", "--resume")
+    done = lvkam(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
+    lacked = "finished already; to be written again: loss.csv, loss.png, generated_images.png"
+    assert lacked in done.stderr.splitlines()
+    assert {p.name: p.read_bytes() for p in run.iterdir()} == before
+
+
+def test_resume_of_another_run_is_refused_before_torch_is_needed(folder: Path) -> None:
+    before = {p.name: p.read_bytes() for p in run_of(folder).iterdir()}
+    program = (
+        "import sys; sys.argv = ['lvkam', *sys.argv[1:]]\n"
+        "from lvkam_cli.main import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    name = "logs/Thermodynamic/uniform/MNIST_1"
+    arguments = ["train", "nist_config.ini", *settings("OPTIMIZER.learning_rate=0.5"), "--output", name, "--resume"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert done.stderr == (
+        f"error: nist_config.ini: [OPTIMIZER] learning_rate = 0.5: the run in {name} has 0.005, "
+        "and goes on with that only\n"
+    )
+    assert {p.name: p.read_bytes() for p in run_of(folder).iterdir()} == before
+
+
+def test_resume_of_nothing_begins(folder: Path, tmp_path: Path) -> None:
+    overrides = settings("TRAINING.N_epochs=1", "TRAINING.N_train=25")
+    done = lvkam("train", folder / "nist_config.ini", *overrides, "--output", "run", "--resume", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
+    assert done.stderr.splitlines()[0] == "run: no checkpoint yet: starting afresh"
 
 
 def test_older_keys_are_accepted_with_a_warning(tmp_path: Path) -> None:

@@ -135,3 +135,53 @@ def test_a_training_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lvkam.build.compiler_problem", lambda kind: None)
     assert choose_compilation(long, cpu) is None
     assert choose_compilation(small_config("TRAINING.compile=true"), cpu) is None
+
+
+AUTO, TRUE, FALSE = (f"TRAINING.compile={value}" for value in ("auto", "true", "false"))
+BEGAN = "nor were they when the run began"
+NOTHING = "no compiler works here (nothing for cpu)"
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "works", "expected"),
+    [
+        # what was decided when the run began is kept, whatever its length has become
+        (AUTO, True, True, None),
+        (AUTO, False, True, BEGAN),
+        (AUTO, False, False, BEGAN),
+        # who says what is wanted is obeyed
+        (TRUE, False, True, None),
+        (TRUE, True, True, None),
+        (FALSE, True, True, "compile = false"),
+        (FALSE, True, False, "compile = false"),
+        (FALSE, False, True, "compile = false"),
+    ],
+)
+def test_a_run_that_goes_on_keeps_to_what_was_decided(
+    key: str, before: bool, works: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lvkam.build.compiler_problem", lambda kind: None if works else f"nothing for {kind}")
+    for epochs in (1, STEPS_THAT_REPAY):
+        config = small_config(key, f"TRAINING.N_epochs={epochs}")
+        assert choose_compilation(config, torch.device("cpu"), before) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "allowed"),
+    [
+        (
+            AUTO, True,
+            "auto: must be false, to go on without the compiler that the run began with (nothing for cpu), "
+            "not to the same bits",
+        ),
+        (TRUE, True, f"true: must be auto or false: {NOTHING}"),
+        (TRUE, False, f"true: must be auto or false: {NOTHING}"),
+    ],
+)  # fmt: skip
+def test_a_run_does_not_go_on_otherwise_than_it_began_unasked(
+    key: str, before: bool, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lvkam.build.compiler_problem", lambda kind: f"nothing for {kind}")
+    with pytest.raises(ConfigError) as caught:
+        choose_compilation(small_config(key), torch.device("cpu"), before)
+    assert caught.value.problems == (f"test: [TRAINING] compile = {allowed}",)

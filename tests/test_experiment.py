@@ -5,8 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
+import shutil
+import signal
+import socket
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.interpolate import BSpline
+from torch.optim import Optimizer
 
 import lvkam
 from lvkam.build import (
@@ -24,14 +30,17 @@ from lvkam.build import (
     load_checkpoint,
     load_model,
     model_arrays,
+    optimizer_arrays,
 )
-from lvkam.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from lvkam.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 from lvkam.config import ConfigError, parse_config
-from lvkam.data import load_dataset
+from lvkam.data import DataError, Dataset, load_dataset
 from lvkam.experiment import describe_run, run_experiment
 from lvkam.inference import sample_checkpoint
+from lvkam.interruption import Interrupted
+from lvkam.model import LVKAM
 from lvkam.objectives import ImportanceSampling, ThermodynamicIntegration
-from lvkam.run_folder import RUN_FILES, OutputError
+from lvkam.run_folder import RUN_FILES, OutputError, locked
 from lvkam.splines import BASES
 from lvkam.training import random_stream
 from lvkam.univariate import ACTIVATIONS, UnivariateFunctions
@@ -217,16 +226,23 @@ def test_a_checkpoint_that_contradicts_itself_is_refused(run_folder: Path, tmp_p
         with pytest.raises(CheckpointError, match=message):
             load_model(path)
 
-    coef = "generator/layers/0/coef"
+    def changed(name: str, array: np.ndarray) -> dict[str, np.ndarray]:
+        return {**good.arrays, name: array}
+
+    coef, grid = "generator/layers/0/coef", "generator/layers/0/grid"
+    shape = r"float32 \(4, 6, 8\)"
     refused(r"prior/layers/0/coef holds float32 \(4, 3, 8\), its configuration means float32 \(4, 2, 8\)",
+            config=good.config.replace("layer_widths = 3, 4", "layer_widths = 2, 4"),
+            arrays=changed("prior/mixture_logits", good.arrays["prior/mixture_logits"][:, :2]))  # fmt: skip
+    refused(r"prior/mixture_logits holds float32 \(4, 3\), its configuration means float32 \(4, 2\)",
             config=good.config.replace("layer_widths = 3, 4", "layer_widths = 2, 4"))  # fmt: skip
-    refused(f"{coef} holds nothing", arrays={k: v for k, v in good.arrays.items() if k != coef})
-    refused("extra holds .* its configuration means nothing", arrays={**good.arrays, "prior/extra": np.zeros(2)})
-    refused(
-        f"{coef} holds numbers that are not finite", arrays={**good.arrays, coef: good.arrays[coef] * np.float32("nan")}
-    )
-    refused(f"{coef} holds float64", arrays={**good.arrays, coef: good.arrays[coef].astype(float)})
-    refused("unknown key", config=good.config + "\nnonsense = 1\n")
+    refused(f"damaged: {coef} is missing", arrays={k: v for k, v in good.arrays.items() if k != coef})
+    refused("holds prior/extra, which no such file does", arrays=changed("prior/extra", np.zeros(2)))
+    refused(f"{coef} holds numbers that are not finite", arrays=changed(coef, good.arrays[coef] * np.float32("nan")))
+    refused(f"{grid} holds knots that do not increase", arrays=changed(grid, good.arrays[grid] * np.float32(0)))
+    refused(rf"{coef} holds float64 \(4, 6, 8\), its configuration means {shape}",
+            arrays=changed(coef, good.arrays[coef].astype(float)))  # fmt: skip
+    refused(r"\(config\): \[LINE_SEARCH\] nonsense: unknown key", config=good.config + "\nnonsense = 1\n")
 
 
 def test_bad_input_writes_nothing(tmp_path: Path) -> None:
@@ -242,7 +258,9 @@ def test_results_are_replaced_only_when_asked(tmp_path: Path) -> None:
     config = small_config("TRAINING.N_epochs=1", "TRAINING.N_train=25")
     folder = run_experiment(config, tmp_path / "run", say=lambda _: None)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(OutputError, match=r"holds the results of another run .*--overwrite"):
+    with pytest.raises(
+        OutputError, match=r"holds the results of a run \(config\.ini, .*\); give --resume .*, --overwrite"
+    ):
         run_experiment(config, folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     run_experiment(
@@ -276,12 +294,28 @@ def test_the_device_is_the_one_asked_for() -> None:
     assert choose_device(None, use_gpu=True).type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def told_run(folder: Path, *overrides: str) -> list[str]:
-    """What a run in the folder says."""
+def require_same_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    """Two checkpoints' arrays, to the bit: only the time that they took may differ."""
+    assert one.keys() == other.keys()
+    for name in one.keys() - {"training/progress/seconds"}:
+        arrays = (one[name], other[name])
+        if name == "training/progress/log":
+            arrays = (one[name][:, 1:], other[name][:, 1:])
+        np.testing.assert_array_equal(*arrays, err_msg=name, strict=True)
+
+
+def told_run(folder: Path, *overrides: str, resume: bool = False, stop_at: str | None = None) -> list[str]:
+    """What a run in the folder says; a signal comes with the first line that begins with `stop_at`."""
     said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if stop_at is not None and line.startswith(stop_at):
+            signal.raise_signal(signal.SIGINT)
+
     # 6 intervals, so that kernels compiled for other tests serve here
     grids = ("MIX_PRIOR.grid_size=6", "KAN_LIKELIHOOD.grid_size=6")
-    run_experiment(small_config("TRAINING.verbose=true", *grids, *overrides), folder, say=said.append)
+    run_experiment(small_config("TRAINING.verbose=true", *grids, *overrides), folder, resume=resume, say=say)
     return said
 
 
@@ -328,16 +362,14 @@ def test_a_compiled_run_has_the_same_bits_again(
     compiled_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, said = compiled_run
-    monkeypatch.setattr("lvkam.experiment.STEPS_THAT_REPAY", 16)
+    monkeypatch.setattr("lvkam.build.STEPS_THAT_REPAY", 16)
     again = told_run(tmp_path / "again", "TRAINING.compile=auto")
     assert COMPILED in again
     assert step_losses(again) == step_losses(said)
     assert epoch_rows(tmp_path / "again") == epoch_rows(folder)
     one, other = (h5_arrays(path / "ckpt.h5") for path in (folder, tmp_path / "again"))
-    assert one.keys() == other.keys()
-    for name in one.keys() - {"training/seconds"}:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-    monkeypatch.setattr("lvkam.experiment.STEPS_THAT_REPAY", 17)
+    require_same_arrays(one, other)
+    monkeypatch.setattr("lvkam.build.STEPS_THAT_REPAY", 17)
     assert describe_run(small_config())["kernels"] == "not compiled: 16 steps would not repay it"
 
 
@@ -394,3 +426,292 @@ def test_a_model_built_in_inference_mode_draws_and_trains() -> None:
     loss = build_objective(small_config())(model, torch.rand(5, 9, generator=stream(1)), stream(2))
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_compiled_run_goes_on_compiled_to_the_same_bits(
+    compiled_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, said = compiled_run
+    with pytest.raises(Interrupted):
+        told_run(tmp_path / "run", "TRAINING.compile=true", stop_at="iteration 11: loss ")
+    # the length of the run would have it otherwise; what was decided when it began is kept
+    monkeypatch.setattr("lvkam.build.STEPS_THAT_REPAY", 1000)
+    going_on = told_run(tmp_path / "run", "TRAINING.compile=auto", resume=True)
+    assert "kernels compiled as when the run began: its first step is taken again for that" in going_on
+    assert step_losses(going_on) == step_losses(said)[11:]
+    assert epoch_rows(tmp_path / "run") == epoch_rows(folder)
+    for name in ("ckpt.h5", "best.h5"):
+        require_same_arrays(h5_arrays(tmp_path / "run" / name), h5_arrays(folder / name))
+
+
+# --- going on
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run that nothing disturbs, and what it said."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, told_run(folder, *PLAIN)
+
+
+PLAIN = ("TRAINING.compile=false", "GRID_UPDATING.grid_update_frequency=4")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of every file but the lock."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"}
+
+
+def require_same_run(folder: Path, expected: Path) -> None:
+    assert contents(folder).keys() == contents(expected).keys() == set(RUN_FILES)
+    assert epoch_rows(folder) == epoch_rows(expected)
+    for name in ("ckpt.h5", "best.h5"):
+        require_same_arrays(h5_arrays(folder / name), h5_arrays(expected / name))
+        one, other = read_checkpoint(folder / name), read_checkpoint(expected / name)
+        assert (one.epoch, one.iteration, one.config) == (other.epoch, other.iteration, other.config)
+    for name in ("config.ini", "real_images.png", "generated_images.png"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes()
+    for name in ("real_images.h5", "generated_images.h5"):
+        np.testing.assert_array_equal(h5_arrays(folder / name)["samples"], h5_arrays(expected / name)["samples"])
+
+
+@pytest.mark.parametrize(
+    ("line", "epochs", "batches", "iteration"),
+    [
+        ("iteration 1: loss ", 0, 1, 1),
+        ("iteration 6: loss ", 0, 6, 6),
+        ("iteration 8: loss ", 0, 8, 8),
+        ("epoch 1/2: ", 1, 0, 8),
+        ("iteration 9: grids updated", 1, 1, 9),
+        ("iteration 16: loss ", 1, 8, 16),
+        ("epoch 2/2: ", 2, 0, 16),
+    ],
+)
+def test_a_run_that_a_signal_ended_goes_on_to_the_same_bits(
+    line: str, epochs: int, batches: int, iteration: int, whole_run: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    expected, said = whole_run
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted) as caught:
+        told_run(folder, *PLAIN, stop_at=line)
+    assert str(caught.value) == f"interrupted; saved in {folder / 'ckpt.h5'}; the same command with --resume goes on"
+    assert caught.value.exit_status == 130
+    checkpoint = read_checkpoint(folder / "ckpt.h5")
+    assert (checkpoint.epoch, checkpoint.iteration, checkpoint.progress.batches) == (epochs, iteration, batches)
+    assert not {"loss.png", "generated_images.h5", "generated_images.png"} & contents(folder).keys()
+    going_on = told_run(folder, *PLAIN, resume=True)
+    if epochs < 2:
+        assert f"going on after {epochs} epochs and {batches} batches, iteration {iteration}" in going_on
+        assert step_losses(going_on) == step_losses(said)[iteration:]
+    require_same_run(folder, expected)
+
+
+def test_a_signal_before_anything_is_saved_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted) as caught:
+        told_run(tmp_path / "run", *PLAIN, stop_at="epoch 0/2: ")
+    assert str(caught.value) == "interrupted; nothing was saved yet"
+    said = told_run(tmp_path / "run", *PLAIN, "TRAINING.N_epochs=1", resume=True)
+    assert said[0] == f"{tmp_path / 'run'}: no checkpoint yet: starting afresh"
+    assert [row[0] for row in epoch_rows(tmp_path / "run")[1:]] == ["0", "1"]
+
+
+def copied(whole_run: tuple[Path, list[str]], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole_run[0], tmp_path / "run"))
+
+
+def test_a_finished_run_lacks_nothing(whole_run: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder = copied(whole_run, tmp_path)
+    before = contents(folder)
+    said = told_run(folder, *PLAIN, resume=True)
+    assert "finished already; nothing is missing" in said
+    assert step_losses(said) == []
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [["loss.csv"], ["loss.png"], ["real_images.png"], ["generated_images.h5"], ["config.ini"],
+     [name for name in RUN_FILES if name not in {"ckpt.h5", "best.h5"}]],
+    ids=lambda names: names[0] if len(names) == 1 else "all",
+)  # fmt: skip
+def test_a_finished_run_is_given_what_it_lacks(
+    missing: list[str], whole_run: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder = copied(whole_run, tmp_path)
+    before = contents(folder)
+    for name in missing:
+        (folder / name).unlink()
+    said = told_run(folder, *PLAIN, resume=True)
+    assert f"finished already; to be written again: {', '.join(missing)}" in said
+    assert step_losses(said) == []
+    after = contents(folder)
+    assert after.keys() == before.keys()
+    # the very bytes, the times of the epochs too
+    for name in before.keys() - {"real_images.h5", "generated_images.h5"}:
+        assert after[name] == before[name], name
+    for name in ("real_images.h5", "generated_images.h5"):
+        np.testing.assert_array_equal(h5_arrays(folder / name)["samples"], h5_arrays(whole_run[0] / name)["samples"])
+
+
+def test_a_best_checkpoint_that_is_lost_is_told(whole_run: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder = copied(whole_run, tmp_path)
+    (folder / "best.h5").unlink()
+    said = told_run(folder, *PLAIN, resume=True)
+    assert "best.h5 is missing, and cannot be made again without training again" in said
+    assert "finished already; nothing is missing" not in said
+    assert not (folder / "best.h5").exists()
+
+
+def test_a_finished_run_is_prolonged_to_the_same_bits(whole_run: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder = copied(whole_run, tmp_path)
+    longer = (*PLAIN, "TRAINING.N_epochs=3")
+    said = told_run(folder, *longer, resume=True)
+    assert "going on after 2 epochs and 0 batches, iteration 16" in said
+    told_run(tmp_path / "expected", *longer)
+    require_same_run(folder, tmp_path / "expected")
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_figure(whole_run: tuple[Path, list[str]]) -> None:
+    folder, _ = whole_run
+    best, last = read_checkpoint(folder / "best.h5"), read_checkpoint(folder / "ckpt.h5")
+    figures = {record.epoch: record.test_nll for record in last.progress.log[1:]}
+    assert figures[best.epoch] == min(figures.values()) == best.progress.best_nll == last.progress.best_nll
+    load_model(folder / "best.h5")
+
+
+def test_a_run_goes_on_with_its_own_configuration_and_images_only(
+    whole_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(whole_run, tmp_path)
+    before = contents(folder)
+    with pytest.raises(ConfigError) as caught:
+        told_run(folder, *PLAIN, "TRAINING.seed=2", "OPTIMIZER.learning_rate=0.5", resume=True)
+    assert caught.value.problems == (
+        f"test: [TRAINING] seed = 2: the run in {folder} has 1, and goes on with that only",
+        f"test: [OPTIMIZER] learning_rate = 0.5: the run in {folder} has 0.005, and goes on with that only",
+    )
+    assert contents(folder) == before
+
+    def others(*arguments: Any) -> Dataset:
+        images = load_dataset(*arguments)
+        images.train[17, 3] += 1e-6
+        return images
+
+    monkeypatch.setattr("lvkam.experiment.load_dataset", others)
+    with pytest.raises(DataError) as mistaken:
+        told_run(folder, *PLAIN, "TRAINING.N_epochs=3", resume=True)
+    assert str(mistaken.value) == (f"{folder}: MNIST: these are not the images that the run has been trained with")
+    assert contents(folder) == before
+
+
+def changed_checkpoint(folder: Path, **changes: Any) -> None:
+    """Replace attributes, or arrays of the training by their names with double underscores."""
+    good = read_checkpoint(folder / "ckpt.h5")
+    attributes = {name: changes.pop(name) for name in list(changes) if name in vars(good)}
+    training = {**good.training, **{f"training/{name.replace('__', '/')}": a for name, a in changes.items()}}
+    assert training.keys() == good.training.keys()
+    write_checkpoint(folder / "ckpt.h5", Checkpoint(**{**vars(good), "training": training, **attributes}))
+
+
+def test_another_number_of_threads_or_version_is_warned_of(whole_run: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder = copied(whole_run, tmp_path)
+    assert not any("warning" in line for line in told_run(folder, *PLAIN, resume=True))
+    changed_checkpoint(folder, threads=np.asarray(3), lvkam_version="0.0.9")
+    said = told_run(folder, *PLAIN, resume=True)
+    assert [line for line in said if "warning" in line] == [
+        "warning: trained on 3 threads so far, on 1 now: results may differ in their last bits "
+        "(OMP_NUM_THREADS sets how many)",
+        "warning: trained by lvkam 0.0.9 so far: results may differ",
+    ]
+
+
+@pytest.mark.parametrize("name", ["stream", "epoch_stream"])
+def test_no_state_of_random_numbers_is_refused(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        told_run(folder, *PLAIN, stop_at="iteration 3: loss ")
+    changed_checkpoint(folder, **{f"progress__{name}": np.full(5056, 255, np.uint8)})
+    before = contents(folder)
+    with pytest.raises(CheckpointError, match=rf"^{folder / 'ckpt.h5'}: no state of random numbers: "):
+        told_run(folder, *PLAIN, resume=True)
+    assert contents(folder)["ckpt.h5"] == before["ckpt.h5"]
+
+
+def test_a_damaged_checkpoint_stops_the_run_and_stays(whole_run: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder = copied(whole_run, tmp_path)
+    content = bytearray((folder / "ckpt.h5").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "ckpt.h5").write_bytes(content)
+    before = contents(folder)
+    with pytest.raises(CheckpointError, match="damaged: its bytes do not match its seal"):
+        told_run(folder, *PLAIN, resume=True)
+    assert contents(folder) == before
+
+
+def test_the_decision_not_to_compile_is_kept(
+    tmp_path: Path, whole_run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(whole_run, tmp_path)
+    monkeypatch.setattr("lvkam.build.STEPS_THAT_REPAY", 1)
+    monkeypatch.setattr("lvkam.build.compiler_problem", lambda kind: None)
+    automatic = ("TRAINING.compile=auto", "GRID_UPDATING.grid_update_frequency=4", "TRAINING.N_epochs=3")
+    said = told_run(folder, *automatic, resume=True)
+    assert "kernels not compiled: nor were they when the run began" in said
+    told_run(tmp_path / "expected", *PLAIN, "TRAINING.N_epochs=3")
+    assert epoch_rows(folder) == epoch_rows(tmp_path / "expected")
+
+
+def test_what_a_crash_left_half_written_is_removed(whole_run: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder = copied(whole_run, tmp_path)
+    before = contents(folder)
+    (folder / ".ckpt.h5.abcdefgh.part").write_bytes(b"half")
+    (folder / "notes.txt").write_text("mine")
+    (folder / ".owner").write_text("process 1 on a machine")
+    said = told_run(folder, *PLAIN, resume=True)
+    assert said[0] == f"{folder}: its last training did not end by itself (process 1 on a machine); taking over"
+    assert contents(folder) == {**before, "notes.txt": b"mine"}
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_folder_that_another_training_writes_to_is_left(
+    resume: bool, whole_run: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder = copied(whole_run, tmp_path)
+    before = contents(folder)
+    with locked(folder, lambda _: None):
+        with pytest.raises(OutputError) as caught:
+            run_experiment(small_config(), folder, resume=resume, overwrite=not resume)
+        told = f"{folder}: another training is writing here: process {os.getpid()} on {socket.gethostname()}, since "
+        assert str(caught.value).startswith(told)
+    assert contents(folder) == before
+
+
+def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # an optimiser whose memory overflows while every parameter is still finite
+    def spoilt(model: LVKAM, optimizer: Optimizer) -> dict[str, np.ndarray]:
+        arrays = optimizer_arrays(model, optimizer)
+        return {**arrays, "prior/mixture_logits/exp_avg_sq": np.full((4, 3), np.inf, np.float32)}
+
+    monkeypatch.setattr("lvkam.experiment.optimizer_arrays", spoilt)
+    with pytest.raises(FloatingPointError) as caught:
+        told_run(tmp_path / "run", *PLAIN)
+    assert str(caught.value) == (
+        "epoch 2, iteration 8: training/optimizer/prior/mixture_logits/exp_avg_sq holds numbers that are not finite; "
+        "not saved"
+    )
+    assert not {"ckpt.h5", "best.h5"} & contents(tmp_path / "run").keys()
+
+
+def test_the_signal_handlers_are_given_back(whole_run: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder = copied(whole_run, tmp_path)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    during: list[bool] = []
+
+    def say(_: str) -> None:
+        during.append(signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) != before[0])
+
+    grids = ("MIX_PRIOR.grid_size=6", "KAN_LIKELIHOOD.grid_size=6", "TRAINING.verbose=true")
+    run_experiment(small_config(*grids, *PLAIN), folder, resume=True, say=say)
+    assert during
+    assert all(during)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -68,3 +68,25 @@ def test_only_the_grids_asked_for_adapt(prior_updates: bool, generator_updates: 
     model.update_grids(64, stream(4), prior=prior_updates, generator=generator_updates)
     moved = {name.split(".")[0] for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
     assert moved == {name for name, yes in (("prior", prior_updates), ("generator", generator_updates)) if yes}
+
+
+def test_layers_whose_grids_would_spoil_them_are_named() -> None:
+    model = small_model(small_prior(hidden=(3,)))
+    assert model.update_grids(64, stream(4), prior=True, generator=True) == []
+    layer = model.generator.layers[1]
+    assert isinstance(layer, UnivariateFunctions)
+    with torch.no_grad():
+        layer.coef.fill_(torch.nan)
+    before = layer.grid.clone()
+    reason = "spline fit: a basis function or a value is not finite"
+    assert model.update_grids(64, stream(4), prior=True, generator=True) == [f"generator.layers.1: {reason}"]
+    assert torch.equal(layer.grid, before)
+    assert model.update_grids(64, stream(4), prior=True, generator=False) == []
+    hidden = model.prior.layers[0]
+    assert isinstance(hidden, UnivariateFunctions)
+    with torch.no_grad():
+        hidden.coef.fill_(torch.nan)
+    assert model.update_grids(64, stream(4), prior=True, generator=False) == [
+        f"prior.layers.0: {reason}",
+        "prior.layers.1: an input is not finite",
+    ]

@@ -33,6 +33,7 @@ def fails(_: str) -> None:
 def made_checkpoint(config: Config = CONFIG, epoch: int = DONE) -> Checkpoint:
     """After so many epochs, its numbers made up."""
     training = {name: np.zeros(shape, dtype) for name, (dtype, shape) in training_layout(config, 12, epoch).items()}
+    training["training/progress/grid_update_period"] = np.asarray(50)
     training["training/progress/log"][:, 1] = np.arange(epoch + 1)
     return Checkpoint(
         config=config.to_ini(),

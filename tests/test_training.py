@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import re
+import signal
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lvkam.build import build_model
+from lvkam.build import (
+    build_model,
+    build_objective,
+    model_arrays,
+    optimizer_arrays,
+    set_model_arrays,
+    set_optimizer_arrays,
+)
 from lvkam.config import Config
 from lvkam.data import Dataset
+from lvkam.interruption import Interrupted, Interruption
 from lvkam.model import LVKAM
-from lvkam.objectives import Estimate, ImportanceSampling
+from lvkam.objectives import Estimate, ImportanceSampling, Objective
 from lvkam.optimizers import build_optimizer
 from lvkam.progress import EpochRecord, TrainingState
-from lvkam.training import LONGEST_PERIOD, Callbacks, next_period, random_stream, train
+from lvkam.training import LONGEST_PERIOD, Callbacks, is_finished, next_period, random_stream, train
+from lvkam.univariate import UnivariateFunctions
 from tests.conftest import small_config, stream
 
 
@@ -38,6 +54,7 @@ def run(
     on_checkpoint: Callable[[TrainingState], None] = lambda _: None,
     on_best: Callable[[TrainingState], None] = lambda _: None,
     spoil: Callable[[LVKAM], None] = lambda _: None,
+    dataset: Dataset | None = None,
 ) -> tuple[LVKAM, list[EpochRecord], list[str], TrainingState]:
     model = build_model(config, 9)
     spoil(model)
@@ -47,7 +64,7 @@ def run(
         model,
         objective or ImportanceSampling(config.training.num_samples),
         build_optimizer(config.optimizer.type, model.parameters(), config.optimizer.learning_rate),
-        made_dataset(),
+        dataset or made_dataset(),
         config,
         random_stream(config.training.seed, "training"),
         Callbacks(records.append, on_checkpoint, on_best, lines.append),
@@ -160,30 +177,47 @@ def test_checkpoints_come_when_due() -> None:
 
 
 def test_training_stops_when_its_seconds_have_passed() -> None:
-    _, records, lines, state = run(made_config("TRAINING.N_epochs=100000", "TRAINING.max_seconds=0.2"))
+    config = made_config("TRAINING.N_epochs=100000", "TRAINING.max_seconds=0.2", "TRAINING.batch_size=5")
+    _, records, lines, state = run(config)
     assert 0.2 <= state.seconds < 5
-    assert records[-1].epoch == state.epoch < 100000
-    assert any(line.startswith("max_seconds = 0.2 have passed: stopping in epoch") for line in lines)
+    cut = 0 < state.batches < 10  # else the time was up between two epochs
+    # an epoch cut short is recorded, but not complete: it may be taken up again
+    assert records[-1].epoch == state.epoch + cut < 100000
+    assert [r.epoch for r in state.log] == list(range(state.epoch + 1))
+    assert state.iteration == 10 * state.epoch + state.batches
+    told = f"max_seconds = 0.2 have passed: stopping in epoch {state.epoch + 1}"
+    assert lines == ([told] if cut else [])
 
 
-def test_figures_that_are_not_finite_stop_before_they_are_saved() -> None:
-    saved: list[int] = []
-    models: list[LVKAM] = []
+def spoiled(name: str, value: float = math.nan) -> Callable[[LVKAM], None]:
+    """What makes one number of a parameter another."""
 
     def spoil(model: LVKAM) -> None:
         with torch.no_grad():
-            next(iter(model.generator.parameters())).fill_(torch.nan)
+            dict(model.named_parameters())[name].view(-1)[0] = value
+
+    return spoil
+
+
+def test_figures_that_are_not_finite_stop_before_they_are_saved() -> None:
+    name = "generator.layers.0.coef"
+    place = rf"the first number that is not finite is in {name}$"
+    with pytest.raises(
+        FloatingPointError, match=rf"^epoch 0, evaluation: the training loss is nan, the test loss nan, .* nan; {place}"
+    ):
+        run(made_config(), spoil=spoiled(name))
+    saved: list[int] = []
+    best: list[int] = []
+    models: list[LVKAM] = []
 
     def save_then_spoil(state: TrainingState) -> None:
         saved.append(state.epoch)
-        spoil(models[0])
+        spoiled(name)(models[0])
 
-    with pytest.raises(FloatingPointError, match=r"^epoch 0: the test loss is nan, the test NLL nan$"):
-        run(made_config(), spoil=spoil)
     overrides = ("GRID_UPDATING.update_llhood_grid=false", "TRAINING.N_epochs=3")
-    with pytest.raises(FloatingPointError, match=r"^epoch 2, iteration 3: the loss is nan$"):
-        run(made_config(*overrides), on_checkpoint=save_then_spoil, spoil=models.append)
-    assert saved == [1]
+    with pytest.raises(FloatingPointError, match=rf"^epoch 2, iteration 3: the loss is nan; {place}"):
+        run(made_config(*overrides), None, save_then_spoil, lambda state: best.append(state.epoch), models.append)
+    assert saved == best == [1]
 
 
 class Poisoned(ImportanceSampling):
@@ -195,5 +229,547 @@ class Poisoned(ImportanceSampling):
 
 
 def test_a_gradient_that_is_not_finite_names_its_parameter() -> None:
-    with pytest.raises(FloatingPointError, match=r"^epoch 1, iteration 1: the gradient of prior.mixture_logits is not"):
-        run(made_config(), Poisoned(4))
+    saved: list[TrainingState] = []
+    message = r"^epoch 1, iteration 1: the gradient of prior\.mixture_logits is not finite$"
+    config = made_config("TRAINING.checkpoint_minutes=1e-9")
+    with pytest.raises(FloatingPointError, match=message):
+        run(config, Poisoned(4), on_checkpoint=saved.append)
+    assert saved == []
+
+
+FIRST = "the first number that is not finite is in "
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", [n for n, _ in build_model(made_config(), 9).named_parameters()])
+def test_a_parameter_that_is_not_finite_is_named(name: str, value: float) -> None:
+    # before training it is the evaluation that finds it; the training's own step must as well
+    with pytest.raises(FloatingPointError) as caught:
+        run(made_config(), spoil=spoiled(name, value))
+    assert re.fullmatch(rf"epoch 0, evaluation: .*; {FIRST}{re.escape(name)}", str(caught.value))
+    models: list[LVKAM] = []
+    config = made_config("TRAINING.checkpoint_minutes=1e-9", "TRAINING.batch_size=10")
+    with pytest.raises(FloatingPointError) as caught:
+        run(config, None, lambda s: spoiled(name, value)(models[0]) if s.iteration == 3 else None, spoil=models.append)
+    assert re.fullmatch(rf"epoch 1, iteration 4: .*; {FIRST}{re.escape(name)}", str(caught.value))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_image_that_is_not_finite_is_named(value: float) -> None:
+    made = made_dataset()
+    train_images, test_images = made.train.clone(), made.test.clone()
+    train_images[40, 3] = value  # none of the first 20, on which epoch 0 is judged
+    with pytest.raises(FloatingPointError) as caught:
+        run(made_config("TRAINING.batch_size=10"), dataset=replace(made, train=train_images))
+    told = re.fullmatch(rf"epoch 1, iteration (\d): the loss is .*; {FIRST}the images", str(caught.value))
+    assert told is not None
+    order = torch.randperm(50, generator=random_stream(1, "training")).tolist()
+    assert int(told[1]) == order.index(40) // 10 + 1
+    test_images[7, 3] = value
+    with pytest.raises(FloatingPointError) as caught:
+        run(made_config(), dataset=replace(made, test=test_images))
+    assert re.fullmatch(rf"epoch 0, evaluation: the training loss is .*; {FIRST}the images", str(caught.value))
+
+
+def test_energies_outputs_and_likelihoods_that_are_not_finite_are_named() -> None:
+    def told(name: str, value: float, *overrides: str) -> str:
+        models: list[LVKAM] = []
+
+        def spoil(state: TrainingState) -> None:
+            with torch.no_grad():
+                dict(models[0].named_parameters())[name].fill_(value)
+
+        config = made_config("TRAINING.N_epochs=2", "GRID_UPDATING.update_prior_grid=false",
+                             "GRID_UPDATING.update_llhood_grid=false", *overrides)  # fmt: skip
+        with pytest.raises(FloatingPointError) as caught:
+            run(config, None, spoil, spoil=models.append)
+        where, found = str(caught.value).split("; ")
+        assert where.startswith("epoch 2, iteration 3: ")
+        return found
+
+    finite = f"{FIRST}the prior's energies, all parameters being finite"
+    assert told("prior.layers.0.coef", 3e38) == finite
+    assert told("prior.layers.1.w_base", 3e38, "MIX_PRIOR.layer_widths=3, 5, 4") == finite
+    assert told("generator.layers.0.w_base", 3e38) == f"{FIRST}the outputs of generator.layers.0"
+    assert told("generator.layers.1.coef", 3e38) == f"{FIRST}the outputs of generator.layers.1"
+    normal = ("KAN_LIKELIHOOD.likelihood_model=l2", "KAN_LIKELIHOOD.output_activation=none")
+    assert told("generator.layers.1.w_base", 1e30, *normal) == f"{FIRST}the log-likelihood"
+
+
+class Undefined(ImportanceSampling):
+    """A loss that is not finite where all else is, in training only."""
+
+    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
+        estimate = super().estimate(model, x, rng)
+        return estimate._replace(loss=estimate.loss * math.inf) if torch.is_grad_enabled() else estimate
+
+
+def test_a_loss_that_alone_is_not_finite_is_told() -> None:
+    with pytest.raises(FloatingPointError) as caught:
+        run(made_config(), Undefined(4))
+    assert re.fullmatch(r"epoch 1, iteration 1: the loss is -?inf; all before the loss is finite", str(caught.value))
+
+
+def test_what_is_not_finite_when_grids_are_due_is_named() -> None:
+    # the update comes before the loss, and draws from the prior
+    models: list[LVKAM] = []
+    config = made_config("TRAINING.N_epochs=2", "GRID_UPDATING.grid_update_frequency=2")
+    with pytest.raises(FloatingPointError) as caught:
+        run(config, None, lambda _: spoiled("prior.layers.0.coef")(models[0]), spoil=models.append)
+    place = f"{FIRST}prior.layers.0.coef"
+    assert re.fullmatch(rf"epoch 2, iteration 3: prior: .*; {re.escape(place)}", str(caught.value))
+
+
+def test_a_grid_update_that_would_spoil_a_layer_is_skipped_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = UnivariateFunctions.update_grid
+    calls = 0
+
+    def sometimes(layer: UnivariateFunctions, x: Tensor) -> str | None:
+        nonlocal calls
+        calls += 1
+        # prior.layers.0, generator.layers.0, generator.layers.1, and so on
+        return "a reason" if calls in {2, 4, 5, 6} else update(layer, x)
+
+    monkeypatch.setattr(UnivariateFunctions, "update_grid", sometimes)
+    config = made_config("TRAINING.batch_size=16", "GRID_UPDATING.grid_update_frequency=3",
+                         "GRID_UPDATING.grid_update_decay=1")  # fmt: skip
+    saved: list[int] = []
+    _, records, lines, state = run(config, on_checkpoint=lambda state: saved.append(state.skipped_grid_updates))
+    assert calls == 3 * 3  # at iterations 1, 4 and 7
+    assert lines == [
+        "warning: epoch 1, iteration 1: grid update skipped: generator.layers.0: a reason",
+        "warning: epoch 1, iteration 4: grid update skipped: prior.layers.0: a reason",
+        "warning: epoch 1, iteration 4: grid update skipped: generator.layers.0: a reason",
+        "warning: epoch 1, iteration 4: grid update skipped: generator.layers.1: a reason",
+    ]
+    assert state.skipped_grid_updates == 4
+    assert saved == [4, 4]
+    assert (state.epoch, state.iteration, state.last_grid_update) == (2, 8, 7)
+    assert [r.epoch for r in records] == [0, 1, 2]
+    assert all(math.isfinite(value) for r in records for value in r)
+
+
+# --- the best epoch
+
+
+def given_figures(monkeypatch: pytest.MonkeyPatch, figures: list[float]) -> None:
+    """Let the test NLL of the epochs be these, from epoch 0 on."""
+    values = iter(figures)
+
+    def evidence(*_: object) -> SimpleNamespace:
+        return SimpleNamespace(log_evidence=-torch.tensor([next(values)], dtype=torch.float64))
+
+    monkeypatch.setattr("lvkam.training.importance_log_evidence", evidence)
+
+
+@pytest.mark.parametrize(
+    ("figures", "best"),
+    [
+        ([5.0, 6.0, 5.5, 5.5, 7.0, 3.0], [1, 2, 5]),
+        ([1.0, 2.0, 3.0], [1]),  # epoch 0 is before any training
+        ([1.0, -1.0, -2.0, -2.0], [1, 2]),
+        ([9.0, 8.0, 7.0, 6.0], [1, 2, 3]),
+    ],
+)
+def test_the_best_is_told_when_it_comes(figures: list[float], best: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    given_figures(monkeypatch, figures)
+    told: list[tuple[int, float]] = []
+    order: list[str] = []
+    config = made_config(f"TRAINING.N_epochs={len(figures) - 1}", "TRAINING.checkpoint_every=100")
+
+    def on_best(state: TrainingState) -> None:
+        told.append((state.epoch, state.best_nll))
+        order.append("best")
+        assert state.batches == 0
+
+    _, _, _, state = run(config, on_checkpoint=lambda _: order.append("saved"), on_best=on_best)
+    assert told == [(epoch, figures[epoch]) for epoch in best]
+    assert order == ["best"] * len(best) + ["saved"]
+    assert state.best_nll == min(figures[1:])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_never_the_best(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_figures(monkeypatch, [5.0, 4.0, bad])
+    best: list[int] = []
+    saved: list[int] = []
+    with pytest.raises(
+        FloatingPointError, match=r"^epoch 2, evaluation: the training loss is .*, the test NLL -?(nan|inf); all"
+    ):
+        run(made_config(), None, lambda state: saved.append(state.epoch), lambda state: best.append(state.epoch))
+    assert best == saved == [1]
+
+
+# --- going on
+
+
+class Clock:
+    """Stands for `time`: every look at the clock takes a second."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@dataclass
+class Copy:
+    """All that a training goes on from, as it was at one moment."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    epoch: int
+    iteration: int
+    in_file: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
+
+
+class Training:
+    """A training whose every state can be kept, and gone on from."""
+
+    def __init__(self, config: Config, objective: Objective | None = None, interruption: Interruption | None = None):
+        self.config, self.interruption = config, interruption
+        self.objective = objective or build_objective(config)
+        self.model = build_model(config, 9)
+        rate = config.optimizer.learning_rate
+        self.optimizer = build_optimizer(config.optimizer.type, self.model.parameters(), rate)
+        self.rng = random_stream(config.training.seed, "training")
+        self.state: TrainingState | None = None
+        self.records: list[EpochRecord] = []
+        self.best: list[int] = []
+        self.copies: list[Copy] = []
+        self.lines: list[str] = []
+
+    def keep(self, state: TrainingState) -> None:
+        in_file = model_arrays(self.model), optimizer_arrays(self.model, self.optimizer)
+        arrays = {name: array.copy() for name, array in state.to_arrays().items()}
+        assert torch.equal(torch.from_numpy(arrays["stream"]), self.rng.get_state())
+        self.copies.append(
+            Copy(
+                model=copy.deepcopy(self.model.state_dict()),
+                optimizer=copy.deepcopy(self.optimizer.state_dict()),
+                arrays=arrays,
+                epoch=state.epoch,
+                iteration=state.iteration,
+                in_file=copy.deepcopy(in_file),
+            )
+        )
+
+    def run(self, on_epoch: Callable[[EpochRecord], None] = lambda _: None) -> TrainingState:
+        def record(row: EpochRecord) -> None:
+            self.records.append(row)
+            on_epoch(row)
+
+        callbacks = Callbacks(record, self.keep, lambda state: self.best.append(state.epoch), self.lines.append)
+        self.state = train(
+            self.model, self.objective, self.optimizer, made_dataset(), self.config, self.rng, callbacks, self.state,
+            self.interruption,
+        )  # fmt: skip
+        return self.state
+
+    @staticmethod
+    def resumed(config: Config, saved: Copy, objective: Objective | None = None, *, by_file: bool = False) -> Training:
+        """Built anew, brought to where the copy was taken, and run to its end."""
+        training = Training(config, objective)
+        if by_file:
+            arrays, of_optimizer = copy.deepcopy(saved.in_file)
+            set_model_arrays(training.model, arrays)
+            set_optimizer_arrays(training.model, training.optimizer, of_optimizer)
+        else:
+            training.model.load_state_dict(saved.model)
+            training.optimizer.load_state_dict(saved.optimizer)
+        training.state = TrainingState.from_arrays(saved.epoch, saved.iteration, copy.deepcopy(saved.arrays))
+        training.rng.set_state(torch.from_numpy(training.state.stream.copy()))
+        training.run()
+        return training
+
+
+def untimed(records: list[EpochRecord]) -> list[EpochRecord]:
+    return [record._replace(seconds=0) for record in records]
+
+
+def require_same(training: Training, expected: Training) -> None:
+    """To the bit: model, optimiser, random numbers, state, log and best; only seconds may differ."""
+    for one, other in ((training.model.state_dict(), expected.model.state_dict()),
+                       (optimizer_arrays(training.model, training.optimizer),
+                        optimizer_arrays(expected.model, expected.optimizer))):  # fmt: skip
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other[name])), name
+    states = [t.optimizer.state_dict()["state"] for t in (training, expected)]
+    assert states[0].keys() == states[1].keys()
+    for index, entry in states[0].items():
+        assert {n: (v.dtype, v.device) for n, v in entry.items()} == {
+            n: (v.dtype, v.device) for n, v in states[1][index].items()
+        }
+    assert torch.equal(training.rng.get_state(), expected.rng.get_state())
+    one, other = training.state, expected.state
+    assert one is not None
+    assert other is not None
+    assert untimed(one.log) == untimed(other.log)
+    arrays = one.to_arrays(), other.to_arrays()
+    for name in arrays[0].keys() - {"seconds", "log"}:
+        np.testing.assert_array_equal(arrays[0][name], arrays[1][name], err_msg=name)
+    assert (one.epoch, one.iteration) == (other.epoch, other.iteration)
+
+
+def ragged_config(*overrides: str) -> Config:
+    """2 epochs of 16, 16, 16 and 2 images; grids updated at iterations 1, 3, 5 and 8; saved at every step."""
+    return made_config(
+        "TRAINING.batch_size=16", "TRAINING.checkpoint_minutes=1e-9", "GRID_UPDATING.grid_update_frequency=2",
+        "GRID_UPDATING.grid_update_decay=0.9", "KAN_LIKELIHOOD.generator_noise_var=0.1", *overrides,
+    )  # fmt: skip
+
+
+OBJECTIVES = {
+    "vanilla": ("THERMODYNAMIC_INTEGRATION.num_temps=1", "TRAINING.gradient_samples=4",
+                "TRAINING.gradient_selection=resampled"),
+    "thermodynamic": ("THERMODYNAMIC_INTEGRATION.num_temps=4", "THERMODYNAMIC_INTEGRATION.estimator=steppingstone",
+                      "THERMODYNAMIC_INTEGRATION.moves_per_temperature=1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rms"])
+def test_a_training_goes_on_to_the_same_bits_from_wherever_it_was_saved(optimizer: str, objective: str) -> None:
+    config = ragged_config(f"OPTIMIZER.type={optimizer}", *OBJECTIVES[objective], "MIX_PRIOR.spline_function=RBF")
+    undisturbed = Training(config)
+    undisturbed.run()
+    points = [(saved.iteration, saved.epoch, int(saved.arrays["batches"])) for saved in undisturbed.copies]
+    assert points == [
+        (1, 0, 1), (2, 0, 2), (3, 0, 3), (4, 0, 4), (4, 1, 0), (5, 1, 1), (6, 1, 2), (7, 1, 3), (8, 1, 4), (8, 2, 0),
+    ]  # fmt: skip
+    updates = [int(saved.arrays["last_grid_update"]) for saved in undisturbed.copies]
+    assert updates == [1, 1, 3, 3, 3, 5, 5, 5, 8, 8]
+    for index, saved in enumerate(undisturbed.copies):
+        going_on = Training.resumed(config, saved, by_file=index % 2 == 0)
+        require_same(going_on, undisturbed)
+        assert untimed(going_on.records) == untimed(undisturbed.records[saved.epoch + 1 :])
+        assert going_on.best == [epoch for epoch in undisturbed.best if epoch > saved.epoch]
+
+
+def test_files_serve_as_well_as_memory() -> None:
+    config = ragged_config("MIX_PRIOR.spline_function=RSWAF", "MIX_PRIOR.layer_widths=3, 5, 4")
+    undisturbed = Training(config)
+    undisturbed.run()
+    for saved in undisturbed.copies[1::4]:
+        require_same(Training.resumed(config, saved, by_file=True), undisturbed)
+        require_same(Training.resumed(config, saved, by_file=False), undisturbed)
+
+
+def test_what_is_gone_on_with_matters() -> None:
+    """The test above can fail: without any one of these the bits are others."""
+    config = ragged_config()
+    undisturbed = Training(config)
+    undisturbed.run()
+    saved = undisturbed.copies[5]
+    require_same(Training.resumed(config, saved), undisturbed)
+    other = undisturbed.copies[6]
+    changes: dict[str, object] = {
+        "stream": other.arrays["stream"],
+        "epoch_stream": undisturbed.copies[0].arrays["epoch_stream"],
+        "batches": other.arrays["batches"],
+        "last_grid_update": saved.arrays["last_grid_update"] + 1,
+        "grid_update_period": saved.arrays["grid_update_period"] + 1,
+        "skipped_grid_updates": np.asarray(1),
+        "loss_sum": saved.arrays["loss_sum"] + 1,
+        "sample_size_sum": saved.arrays["sample_size_sum"] + 1,
+        "best_nll": np.asarray(-100.0),
+        "grid_updated": np.asarray(False),
+        "log": saved.arrays["log"] + [0, 0, 1, 0, 0, 0, 0],
+    }
+    for name, value in changes.items():
+        with pytest.raises(AssertionError):
+            require_same(Training.resumed(config, replace(saved, arrays={**saved.arrays, name: value})), undisturbed)
+    with pytest.raises(AssertionError):
+        require_same(Training.resumed(config, replace(saved, model=other.model)), undisturbed)
+    with pytest.raises(AssertionError):
+        require_same(Training.resumed(config, replace(saved, optimizer=other.optimizer)), undisturbed)
+
+
+class Signalling(ImportanceSampling):
+    """Importance sampling during which a signal comes: at the n-th estimate in training, or in evaluation."""
+
+    in_training: bool
+    left: list[int]
+
+    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
+        if torch.is_grad_enabled() == self.in_training:
+            self.left[0] -= 1
+            if self.left[0] == 0:
+                signal.raise_signal(signal.SIGTERM)
+        return super().estimate(model, x, rng)
+
+
+def signalling(in_training: bool, count: int) -> Signalling:
+    objective = Signalling(16)
+    object.__setattr__(objective, "in_training", in_training)
+    object.__setattr__(objective, "left", [count])
+    return objective
+
+
+def interrupted(
+    config: Config, objective: Objective, on_epoch: Callable[[EpochRecord], None] | None = None
+) -> Training:
+    """A training that a signal ends."""
+    interruption = Interruption()
+    training = Training(config, objective, interruption)
+    with interruption.listening(), pytest.raises(Interrupted) as caught:
+        training.run(on_epoch or (lambda _: None))
+    assert caught.value.number == signal.SIGTERM
+    return training
+
+
+def seldom(*overrides: str) -> Config:
+    return ragged_config("TRAINING.checkpoint_minutes=1000", "TRAINING.checkpoint_every=1000", *overrides)
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_a_signal_during_a_step_is_obeyed_after_it(step: int) -> None:
+    undisturbed = Training(seldom(), ImportanceSampling(16))
+    undisturbed.run()
+    assert len(undisturbed.copies) == 1  # at its end
+    stopped = interrupted(seldom(), signalling(True, step))
+    assert [(c.iteration, c.epoch) for c in stopped.copies] == [(step, (step - 1) // 4)]
+    assert untimed(stopped.records) == untimed(undisturbed.records[: (step - 1) // 4 + 1])
+    going_on = Training.resumed(seldom(), stopped.copies[0], ImportanceSampling(16))
+    require_same(going_on, undisturbed)
+    assert untimed(stopped.records + going_on.records) == untimed(undisturbed.records)
+
+
+@pytest.mark.parametrize(("count", "epoch"), [(5, 1), (6, 1), (7, 2), (8, 2)])
+def test_a_signal_during_an_evaluation_is_obeyed_at_once(count: int, epoch: int) -> None:
+    # 20 test images are two batches; before epoch 1 as many of the training images are judged too
+    undisturbed = Training(seldom(), ImportanceSampling(16))
+    undisturbed.run()
+    stopped = interrupted(seldom(), signalling(False, count))
+    assert [(c.iteration, c.epoch, int(c.arrays["batches"])) for c in stopped.copies] == [(4 * epoch, epoch - 1, 4)]
+    assert [r.epoch for r in stopped.records] == list(range(epoch))
+    going_on = Training.resumed(seldom(), stopped.copies[0], ImportanceSampling(16))
+    require_same(going_on, undisturbed)
+    assert untimed(stopped.records + going_on.records) == untimed(undisturbed.records)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_signal_before_any_step_saves_nothing(count: int) -> None:
+    stopped = interrupted(seldom(), signalling(False, count))
+    assert stopped.copies == []
+    assert stopped.records == []
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_signal_while_an_epoch_is_recorded_is_obeyed_when_it_is_saved(epoch: int) -> None:
+    undisturbed = Training(seldom(), ImportanceSampling(16))
+    undisturbed.run()
+
+    def on_epoch(record: EpochRecord) -> None:
+        if record.epoch == epoch:
+            signal.raise_signal(signal.SIGTERM)
+
+    stopped = interrupted(seldom(), ImportanceSampling(16), on_epoch)
+    assert [(c.iteration, c.epoch, int(c.arrays["batches"])) for c in stopped.copies] == [(4 * epoch, epoch, 0)]
+    assert stopped.best == [e for e in undisturbed.best if e <= epoch]
+    require_same(Training.resumed(seldom(), stopped.copies[0], ImportanceSampling(16)), undisturbed)
+
+
+def test_a_signal_while_a_file_is_written_waits_for_it() -> None:
+    class Writing(Training):
+        def keep(self, state: TrainingState) -> None:
+            if state.iteration == 3:
+                signal.raise_signal(signal.SIGTERM)
+            super().keep(state)
+
+    interruption = Interruption()
+    training = Writing(ragged_config(), ImportanceSampling(16), interruption)
+    with interruption.listening(), pytest.raises(Interrupted):
+        training.run()
+    assert [c.iteration for c in training.copies] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("seconds", [1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_a_training_cut_short_and_prolonged_is_the_undisturbed_one(
+    seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lvkam.training.time", Clock())  # every step takes a second
+    undisturbed = Training(seldom())
+    undisturbed.run()
+    short = Training(seldom(f"TRAINING.max_seconds={seconds}"))
+    state = short.run()
+    done = min(seconds, 8)
+    epochs, batches = divmod(done, 4)
+    assert (state.iteration, state.seconds, state.epoch, state.batches) == (done, done, epochs, batches)
+    complete = undisturbed.records[: epochs + 1]
+    assert short.records[: epochs + 1] == complete  # with the seconds, which the clock makes the same
+    assert state.log == complete
+    assert is_finished(state, short.config.training)
+    assert short.copies[-1].iteration == done
+    if batches:  # judged and told, of the images that it has seen
+        assert [r.epoch for r in short.records] == [*range(epochs + 1), epochs + 1]
+        assert short.records[-1].train_loss == state.loss_sum / (16 * batches)
+        assert short.lines == [f"max_seconds = {seconds} have passed: stopping in epoch {epochs + 1}"]
+    else:
+        assert [r.epoch for r in short.records] == list(range(epochs + 1))
+        assert short.lines == []
+    # the best of the epochs that are complete: one cut short may be taken up again
+    assert short.best == [epoch for epoch in undisturbed.best if epoch <= epochs]
+    going_on = Training.resumed(seldom(), short.copies[-1])
+    require_same(going_on, undisturbed)
+    assert going_on.records == undisturbed.records[epochs + 1 :]
+    assert short.best + going_on.best == undisturbed.best
+
+
+def test_a_training_cut_short_again_and_again_is_the_undisturbed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lvkam.training.time", Clock())
+    undisturbed = Training(seldom())
+    undisturbed.run()
+    training = Training(seldom("TRAINING.max_seconds=1"))
+    training.run()
+    for seconds in range(2, 9):
+        training = Training.resumed(seldom(f"TRAINING.max_seconds={seconds}"), training.copies[-1])
+        assert len(training.copies) == 1
+    require_same(training, undisturbed)
+
+
+def test_a_training_that_is_done_takes_no_step() -> None:
+    done = Training(ragged_config())
+    done.run()
+    again = Training.resumed(ragged_config(), done.copies[-1])
+    require_same(again, done)
+    assert (again.records, again.copies, again.best) == ([], [], [])
+    assert done.state is not None
+    assert is_finished(done.state, done.config.training)
+
+
+def test_a_training_that_is_done_can_be_prolonged() -> None:
+    longer = ragged_config("TRAINING.N_epochs=3")
+    undisturbed = Training(longer)
+    undisturbed.run()
+    done = Training(ragged_config())
+    done.run()
+    require_same(Training.resumed(longer, done.copies[-1]), undisturbed)
+
+
+@pytest.mark.parametrize("count", [5, 7])
+def test_a_signal_while_the_last_epoch_of_ones_time_is_judged_leaves_it_to_be_judged(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is up and an epoch's steps are done, but not its record: that is something left to do."""
+    monkeypatch.setattr("lvkam.training.time", Clock())
+    for seconds in (4 * (count - 3) // 2, 4 * (count - 3) // 2 - 1):  # a whole epoch, or one cut short
+        config = seldom(f"TRAINING.max_seconds={seconds}")
+        undisturbed = Training(config, ImportanceSampling(16))
+        undisturbed.run()
+        stopped = interrupted(config, signalling(False, count))
+        state = TrainingState.from_arrays(
+            stopped.copies[-1].epoch, stopped.copies[-1].iteration, stopped.copies[-1].arrays
+        )
+        assert state.iteration == seconds
+        assert not is_finished(state, config.training)
+        going_on = Training.resumed(config, stopped.copies[-1], ImportanceSampling(16))
+        require_same(going_on, undisturbed)
+        assert untimed(stopped.records + going_on.records) == untimed(undisturbed.records)

@@ -311,6 +311,27 @@ def test_update_with_a_bad_input_says_so_and_changes_nothing(name: str, bad: flo
     assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_update_that_would_spoil_the_layer_says_why_and_changes_nothing(name: str) -> None:
+    x = torch.rand(200, 3, generator=stream(19))
+    signs = torch.sign(torch.randn(lively_layer(name).coef.shape, generator=stream(20)))
+    cases: list[tuple[Tensor, Tensor | None, str]] = [
+        # finite, but not the knots beyond them
+        (6.6e38 * (x.double() - 0.5), None, "the new knots are not finite or not increasing"),
+        # as large as they can be: fitted on other knots some are larger
+        (x, 3.3e38 * signs, "a new coefficient is not finite"),
+        (x, torch.nan * signs, "spline fit: a basis function or a value is not finite"),
+    ]
+    for inputs, coef, reason in cases:
+        layer = lively_layer(name)
+        if coef is not None:
+            layer.coef.data.copy_(coef)
+        before = copy.deepcopy(layer.state_dict())
+        assert layer.update_grid(inputs) == reason
+        for key, value in layer.state_dict().items():
+            np.testing.assert_array_equal(value.numpy(), before[key].numpy(), strict=True)
+
+
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("name", NAMES)
 def test_every_activation_and_basis_trains(name: str, activation: str) -> None:

@@ -108,7 +108,7 @@ def test_a_full_disk_is_told() -> None:
 
 def test_a_folder_that_has_vanished_is_told(tmp_path: Path) -> None:
     path = tmp_path / "run" / "a"
-    expected = f"{path}: cannot be written (there is no folder {path.parent} any more)"
+    expected = f"{path}: cannot be written (there is no folder {path.parent})"
     with pytest.raises(WriteError) as caught, write_atomically(path):
         pytest.fail("there is nowhere to write to")
     assert str(caught.value) == expected
