@@ -32,7 +32,7 @@ def command(
     """Make every check that training makes, print the resolved run, and train nothing."""
     resolved = read_config(config, overrides, seed)
 
-    from lvkam.experiment import describe_run
+    from lvkam.description import describe_run
 
     for name, value in describe_run(resolved, output, data_dir).items():
         click.echo(f"{name:<12} {value}")

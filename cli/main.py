@@ -81,6 +81,9 @@ def _run(interruption: Interruption) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except click.exceptions.Abort:
+        click.echo("aborted", err=True)
+        return 1
     except InputError as error:
         click.echo(f"error: {error}", err=True)
         return 2

@@ -18,21 +18,16 @@ def read_config(path: Path, overrides: tuple[str, ...], seed: int | None) -> Con
     return load_config(path, overrides if seed is None else (*overrides, f"TRAINING.seed={seed}"))
 
 
-class CheckpointFile(click.ParamType[Path]):
-    """A checkpoint's path; it is verified at once, before anything as large as torch is imported."""
+def _verified(_: click.Context, __: click.Parameter, path: Path) -> Path:
+    """A checkpoint is verified at once, before anything as large as torch is imported."""
+    from lvkam.checkpoint import read_checkpoint
 
-    name = "path"
-
-    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Raise `CheckpointError` if it is none."""
-        from lvkam.checkpoint import read_checkpoint
-
-        read_checkpoint(Path(value))
-        return Path(value)
+    read_checkpoint(path)
+    return path
 
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
-checkpoint_argument = click.argument("checkpoint", metavar="CKPT", type=CheckpointFile())
+checkpoint_argument = click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path), callback=_verified)
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated."
 )

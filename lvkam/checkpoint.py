@@ -6,7 +6,7 @@
     /generator/layers/<n>/ the same
     /training/optimizer/   the optimiser's state, an array for each of its quantities under each parameter's path
     /training/progress/    `TrainingState`: counts, sums, random numbers, the log
-    /training/             compiled (), threads (), data_sha256 (32): what the run was trained with
+    /training/             compiled (), on_gpu (), threads (), data_sha256 (32): what the run was trained with
 
 Every array carries the SHA-256 of its bytes, the file the SHA-256 of them all and of its attributes, and before its
 first byte that of all bytes (`lvkam.hdf5`).
@@ -129,6 +129,7 @@ def training_layout(config: Config, data_dim: int, epoch: int) -> Layout:
     """The same for what going on with the training needs."""
     layout: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
         "training/compiled": (np.dtype(np.bool_), ()),
+        "training/on_gpu": (np.dtype(np.bool_), ()),
         "training/threads": (_INTEGER, ()),
         "training/data_sha256": (np.dtype(np.uint8), (32,)),
     }
@@ -195,7 +196,8 @@ def _read(path: Path, file: h5py.File) -> Checkpoint:
         raise CheckpointError(f"{path}: damaged: {shape}, {numbers}: not numbers of a run")
     config, data_dim = parse_config(text["config"], f"{path} (config)"), math.prod(shape)
 
-    model, layout = model_layout(config, data_dim), dict(model_layout(config, data_dim))
+    model = model_layout(config, data_dim)
+    layout = dict(model)
     if holds(file, "training"):
         layout |= training_layout(config, data_dim, numbers["epoch"])
     check_names(path, file, _ATTRIBUTES, layout)

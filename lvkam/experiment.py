@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,12 +17,9 @@ from tqdm import tqdm
 
 from lvkam.build import (
     assemble_model,
-    build_model,
     build_objective,
     choose_compilation,
     choose_device,
-    compilation_plan,
-    layers_of,
     load_model,
     model_arrays,
     optimizer_arrays,
@@ -32,10 +29,8 @@ from lvkam.build import (
 from lvkam.checkpoint import Checkpoint, CheckpointError, problem_of, write_checkpoint
 from lvkam.config import Config, ConfigError
 from lvkam.data import DataError, Dataset, TooFewImagesError, load_dataset
-from lvkam.evidence import CHUNK
 from lvkam.interruption import Interrupted, Interruption
 from lvkam.model import LVKAM
-from lvkam.objectives import Objective, ThermodynamicIntegration
 from lvkam.optimizers import build_optimizer
 from lvkam.plots import save_loss_curve
 from lvkam.progress import EpochRecord, TrainingState
@@ -43,7 +38,7 @@ from lvkam.resumption import resume_point
 from lvkam.run_folder import (
     OUTCOMES,
     RUN_FILES,
-    append_loss,
+    OutputError,
     check_folder,
     default_folder,
     locked,
@@ -52,7 +47,6 @@ from lvkam.run_folder import (
     write_losses,
 )
 from lvkam.training import Callbacks, is_finished, random_stream, rehearse, train
-from lvkam.univariate import CHUNK as FEATURES
 from lvkam.writing import WriteError, write_atomically
 
 
@@ -90,7 +84,8 @@ def run_experiment(
 ) -> Path:
     """Train a configuration from start to end and write its run folder.
 
-    SIGINT and SIGTERM are taken meanwhile: the step is finished and the run saved before they are obeyed.
+    SIGINT and SIGTERM are taken meanwhile: the step is finished and the run saved before they are obeyed; a second one
+    ends the process at once.
 
     Args:
         config: what to run.
@@ -115,31 +110,30 @@ def run_experiment(
     if interruption is None:
         interruption = Interruption()
         listening = interruption.listening()
-    begun = resume
+    if overwrite and resume:
+        raise OutputError("overwrite and resume exclude each other")
+    run = None
     with listening:
         try:
-            if not resume:
-                check_folder(folder, overwrite)
+            # before anything is written; under the lock once more, where it may have changed
+            check_folder(folder, overwrite or resume)
             chosen = choose_device(device, config.training.use_gpu)
             dataset = load_config_dataset(config, data_dir)
-            if not (resume and (folder / "ckpt.h5").exists()):
-                choose_compilation(config, chosen)  # to refuse what cannot be before anything is written
-            # nothing of an older run is lost before all that this one needs is there
-            check_folder(folder, overwrite=True)
+            if not (resume and results_in(folder)):
+                choose_compilation(config, chosen)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise WriteError(folder, error) from error
             with locked(folder, say):
+                check_folder(folder, overwrite or resume)
                 saved = resume_point(folder, config, say) if resume else None
-                if not resume:
-                    check_folder(folder, overwrite)
-                run, begun = _Run(config, folder, dataset, chosen, saved, interruption, say), True
+                run = _Run(config, folder, dataset, chosen, saved, interruption, say)
                 run.run()
         except Interrupted as stop:
-            saved_in = folder / "ckpt.h5"
-            goes_on = f"saved in {saved_in}; the same command with --resume goes on"
-            stop.add_note(goes_on if begun and saved_in.exists() else "nothing was saved yet")
+            done = "nothing was saved yet" if run is None or not run.is_saved else f"saved in {folder / 'ckpt.h5'}"
+            then = "starts afresh" if run is None or not run.is_saved else "goes on"
+            stop.add_note(f"{done}; the same command with --resume{' for --overwrite' if overwrite else ''} {then}")
             raise
     return folder
 
@@ -159,21 +153,25 @@ class _Run:
     ):
         self.config, self.folder, self.dataset, self.saved = config, folder, dataset, saved
         self.interruption, self.say = interruption, say
-        images = hashlib.sha256(dataset.train.numpy().tobytes() + dataset.test.numpy().tobytes())
+        self.is_saved = saved is not None
+        images = hashlib.sha256()
+        for split in (dataset.train, dataset.test):
+            images.update(split.numpy().reshape(-1).view(np.uint8).data)
         self.data_sha256 = np.frombuffer(images.digest(), np.uint8)
         before = None if saved is None else bool(saved.training["training/compiled"])
         if saved is not None and (saved.training["training/data_sha256"] != self.data_sha256).any():
             raise DataError(f"{folder}: {dataset.name}: these are not the images that the run has been trained with")
         self.not_compiled = choose_compilation(config, device, before)
-        self.model = assemble_model(config, self.data_dim, compiled=self.not_compiled is None).to(device)
+        data_dim = math.prod(dataset.image_shape)
+        self.model = assemble_model(config, data_dim, compiled=self.not_compiled is None).to(device)
         learning_rate = config.optimizer.learning_rate
         self.optimizer = build_optimizer(config.optimizer.type, self.model.parameters(), learning_rate)
         self.objective = build_objective(config)
         self.rng = random_stream(config.training.seed, "training")
 
     @property
-    def data_dim(self) -> int:
-        return math.prod(self.dataset.image_shape)
+    def _is_on_gpu(self) -> bool:
+        return self.model.prior.mixture_logits.is_cuda
 
     def run(self) -> None:
         """Train, unless that is done, and write what is missing."""
@@ -185,7 +183,10 @@ class _Run:
         for name in stale:
             (folder / name).unlink(missing_ok=True)
         missing = [name for name in RUN_FILES if not (folder / name).exists()]
-        self._write_config()
+        with write_atomically(folder / "config.ini") as temporary:
+            temporary.write_text(self.config.to_ini(), encoding="utf-8")
+        if state is not None and "ckpt.h5" in missing:  # it goes on from another one
+            self._save("ckpt.h5", state)
         self.say(
             f"{self.dataset.name} {'x'.join(map(str, self.dataset.image_shape))}, {len(images)} images; "
             f"{sum(p.numel() for p in self.model.parameters())} parameters on "
@@ -195,9 +196,10 @@ class _Run:
             shown = images[: settings.num_generated].numpy()
             save_images(folder / "real_images.h5", shown, self.dataset.image_shape)
         if state is not None and finished:
-            again = ", ".join(name for name in missing if name != "best.h5" or math.isfinite(state.best_nll))
-            self.say(f"finished already; {f'to be written again: {again}' if again else 'nothing is missing'}")
-        if not finished or "loss.csv" in missing:
+            # where no epoch was completed, none was the best
+            absent = ", ".join(name for name in missing if name != "best.h5" or math.isfinite(state.best_nll))
+            self.say(f"finished already; {f'missing: {absent}' if absent else 'nothing is missing'}")
+        if not finished or (state is not None and self._lacks_record(state)):
             state = self._train(state)
         if not (folder / "loss.png").exists():
             with write_atomically(folder / "loss.png") as temporary:
@@ -215,19 +217,20 @@ class _Run:
         if math.isfinite(state.best_nll) and not (folder / "best.h5").exists():
             self.say("best.h5 is missing: only training again can make it again")
 
-    def _write_config(self) -> None:
-        text = self.config.to_ini()
-        path = self.folder / "config.ini"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            with write_atomically(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+    def _lacks_record(self, state: TrainingState) -> bool:
+        """Whether `loss.csv` is not what it was; the row of an epoch cut short is made by evaluating again."""
+        path = self.folder / "loss.csv"
+        if not path.exists() or not state.cut_short:
+            write_losses(path, state.log)
+            return state.cut_short
+        return False
 
     def _restore(self) -> TrainingState | None:
         """Bring model, optimiser and random numbers to where the run was saved, if it was."""
         if self.saved is None:
             return None
         state, training = self.saved.progress, self.saved.training
-        if self.not_compiled is None and not is_finished(state, self.config.training):
+        if self.not_compiled is None and (not is_finished(state, self.config.training) or state.cut_short):
             self.say("kernels compiled as when the run began: its first step is taken again for that")
             rehearse(self.model, self.objective, self.optimizer, self.dataset, self.config, self.rng)
             self.optimizer.state.clear()
@@ -246,6 +249,14 @@ class _Run:
                 f"warning: trained on {threads} threads so far, on {torch.get_num_threads()} now: "
                 "results may differ in their last bits (OMP_NUM_THREADS sets how many)"
             )
+        for name, now, words in (
+            ("compiled", self.not_compiled is None, ("without compiled kernels", "with compiled kernels")),
+            ("on_gpu", self._is_on_gpu, ("on a CPU", "on a GPU")),
+        ):
+            if training[f"training/{name}"] != now:
+                self.say(
+                    f"warning: trained {words[not now]} so far, {words[now]} now: results may differ in their last bits"
+                )
         if self.saved.lvkam_version != importlib.metadata.version("lvkam"):
             self.say(f"warning: trained by lvkam {self.saved.lvkam_version} so far: results may differ")
         return state
@@ -272,8 +283,8 @@ class _Run:
             self.say(f"warning: {state.skipped_grid_updates} grid updates of layers were skipped")
         return state
 
-    def _log(self, record: EpochRecord) -> None:
-        append_loss(self.folder / "loss.csv", record)
+    def _log(self, record: EpochRecord, records: Sequence[EpochRecord]) -> None:
+        write_losses(self.folder / "loss.csv", records)
         settings = self.config.training
         if not sys.stderr.isatty() or settings.verbose:
             speed = record.epoch * len(self.dataset.train) / record.seconds if record.seconds else 0.0
@@ -290,10 +301,11 @@ class _Run:
         of_optimizer = {
             f"training/optimizer/{path}": array for path, array in optimizer_arrays(self.model, self.optimizer).items()
         }
-        for path, array in {**arrays, **of_optimizer}.items():
-            if problem := problem_of(path, array):
-                raise FloatingPointError(f"epoch {state.epoch + 1}, iteration {state.iteration}: {problem}; not saved")
         progress = {f"training/progress/{path}": array for path, array in state.to_arrays().items()}
+        for path, array in {**arrays, **of_optimizer, **progress}.items():
+            if problem := problem_of(path, array):
+                epoch = state.epoch + (state.batches > 0)
+                raise FloatingPointError(f"epoch {epoch}, iteration {state.iteration}: {problem}; not saved")
         checkpoint = Checkpoint(
             config=self.config.to_ini(),
             dataset=self.dataset.name,
@@ -305,6 +317,7 @@ class _Run:
             arrays=arrays,
             training={
                 "training/compiled": np.asarray(self.not_compiled is None),
+                "training/on_gpu": np.asarray(self._is_on_gpu),
                 "training/threads": np.asarray(torch.get_num_threads()),
                 "training/data_sha256": self.data_sha256,
                 **of_optimizer,
@@ -312,6 +325,7 @@ class _Run:
             },
         )
         write_checkpoint(self.folder / name, checkpoint)
+        self.is_saved = True
 
 
 def _device_name(device: torch.device) -> str:
@@ -332,56 +346,3 @@ def draw_images(model: LVKAM, config: Config, num_images: int, seed: int) -> tup
     latents = [model.prior.sample(size, rng, table) for _ in range(0, num_images, size)]
     images = [model.decode(z).clamp(0, 1).cpu() for z in latents]
     return torch.cat(images)[:num_images], torch.cat(latents).cpu()[:num_images]
-
-
-HELD = ", which holds a run: --resume goes on with it, --overwrite replaces it"
-
-
-def describe_run(config: Config, output: Path | None = None, data_dir: Path | None = None) -> dict[str, str]:
-    """What a run would be, after every check that it would make; no run folder is written.
-
-    Raises as `run_experiment` does for bad input, but where the folder holds another run, which is only told.
-    """
-    folder = output or default_folder(config)
-    check_folder(folder, overwrite=True)
-    dataset = load_config_dataset(config, data_dir)
-    model = build_model(config, math.prod(dataset.image_shape))
-    training = config.training
-    steps = math.ceil(training.num_train / training.batch_size)
-    return {
-        "data": f"{dataset.name}, {'x'.join(map(str, dataset.image_shape))}, {len(dataset.train)} images",
-        "prior": f"{config.prior.latent_dim} latent coordinates, {config.prior.num_components} components each, "
-        f"{config.prior.reference_density} reference",
-        "generator": " -> ".join(map(str, (*config.generator.widths, math.prod(dataset.image_shape)))),
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "steps": f"{training.num_epochs} epochs of {steps} steps of {training.batch_size} images "
-        f"and {training.num_samples} samples",
-        "objective": _describe_objective(build_objective(config)),
-        "kernels": f"not compiled: {plan}" if (plan := compilation_plan(config)) else "compiled, if a compiler works",
-        "memory": f"about {_memory_estimate(model, config, dataset) / 2**20:.0f} MiB",
-        "folder": f"{folder}{HELD if results_in(folder) else ''}",
-    }
-
-
-def _describe_objective(objective: Objective) -> str:
-    if not isinstance(objective, ThermodynamicIntegration):
-        return "importance sampling"
-    particles = f", moves at each: {objective.moves_per_temperature}, of each image's own particles"
-    return (
-        f"thermodynamic integration, {objective.estimator}, {objective.num_temps} temperatures, "
-        f"resampling: {objective.resampler}{particles if objective.moves_per_temperature else ''}"
-    )
-
-
-def _memory_estimate(model: LVKAM, config: Config, dataset: Dataset) -> float:
-    """Bytes: the libraries, the images, parameters with gradients and Adam's two moments, and the step's tensors."""
-    libraries = 350 * 2**20
-    parameters = sum(p.numel() for p in model.parameters())
-    batch, samples = config.training.batch_size, config.training.num_samples
-    if config.thermodynamic.num_temps > 1 and config.thermodynamic.moves_per_temperature:
-        samples *= batch  # each image has its own
-    samples = max(samples, CHUNK)
-    values = sum(layer.num_inputs + layer.num_outputs for _, layer in layers_of(model)) + batch
-    quadrature = config.prior.quadrature_points * config.prior.latent_dim * config.prior.num_components
-    floats = dataset.train.numel() + 4 * parameters + 4 * samples * values + 6 * quadrature + 4 * FEATURES
-    return libraries + 4 * floats

@@ -77,17 +77,21 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     try:
         if not path.is_file():
             raise HDF5Error(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-        with path.open("rb") as raw:
+        raw = path.open("rb")
+    except OSError as error:
+        raise HDF5Error(f"{path}: cannot be read ({error.strerror})") from error
+    with raw:
+        try:
             _check_seal(path, raw)
             # by its bytes, not its path: so the library reads what was verified
             with h5py.File(raw, "r") as file:
                 yield file
-    except InputError:
-        raise
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError, MemoryError) as error:
-        # what h5py raises on a file whose structure is broken
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise HDF5Error(f"{path}: damaged: {reason}") from error
+        except InputError:
+            raise
+        except (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError) as error:
+            # what h5py raises on a file whose structure is broken
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise HDF5Error(f"{path}: damaged: {reason}") from error
 
 
 def _check_seal(path: Path, raw: BinaryIO) -> None:
@@ -234,5 +238,6 @@ def read_array(
 
 def digest(array: np.ndarray) -> str:
     """SHA-256 of an array's type, shape and bytes, in hexadecimal."""
-    header = f"{array.dtype.str} {array.shape} ".encode()
-    return hashlib.sha256(header + array.tobytes()).hexdigest()
+    found = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode())
+    found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()

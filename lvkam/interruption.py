@@ -61,7 +61,8 @@ class Interruption:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if handler is not None:  # one that Python has not set, and cannot set again
+                    signal.signal(number, handler)
 
     def _take(self, number: int, _: FrameType | None) -> None:
         if self.number is not None:  # asked twice: at once, without any cleaning up
@@ -85,3 +86,5 @@ class Interruption:
             yield
         finally:
             self._postponed = before
+        if not before:
+            self.check()

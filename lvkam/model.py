@@ -116,7 +116,9 @@ class LVKAM(nn.Module):
         return z, importance_weights(self.reported_log_likelihood(x, z))
 
     @torch.no_grad()
-    def update_grids(self, num_samples: int, rng: torch.Generator, *, prior: bool, generator: bool) -> list[str]:
+    def update_grids(
+        self, num_samples: int, rng: torch.Generator, *, prior: bool, generator: bool
+    ) -> dict[str, str | None]:
         """Adapt the grids: the prior's to draws from pi_0, the generator's to draws from the prior.
 
         Args:
@@ -126,16 +128,11 @@ class LVKAM(nn.Module):
             generator: whether the generator's are.
 
         Returns:
-            The layers that were left as they were, each with the reason: an update would have spoilt them.
+            What `UnivariateFunctions.update_grid` says of each layer, by its name.
         """
-        problems: dict[str, list[str | None]] = {}
+        said: dict[str, list[str | None]] = {}
         if prior:
-            problems["prior"] = self.prior.update_grids(num_samples, rng)
+            said["prior"] = self.prior.update_grids(num_samples, rng)
         if generator:
-            problems["generator"] = self.generator.update_grids(self.prior.sample(num_samples, rng))
-        return [
-            f"{part}.layers.{index}: {problem}"
-            for part, of_layers in problems.items()
-            for index, problem in enumerate(of_layers)
-            if problem is not None
-        ]
+            said["generator"] = self.generator.update_grids(self.prior.sample(num_samples, rng))
+        return {f"{part}.layers.{n}": problem for part, problems in said.items() for n, problem in enumerate(problems)}

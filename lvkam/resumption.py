@@ -37,18 +37,23 @@ def resume_point(folder: Path, config: Config, say: Callable[[str], None]) -> Ch
         ConfigError: the run has another configuration; every key that differs is named.
         OutputError: the folder holds results that belong to no run.
     """
-    path, begun = folder / "ckpt.h5", folder / "config.ini"
-    if path.exists():
+    held, begun = results_in(folder), folder / "config.ini"
+    # without the last state, that of the best epoch goes on just as well: it only has more steps before it
+    if name := next((name for name in ("ckpt.h5", "best.h5") if name in held), None):
+        path = folder / name
         checkpoint = read_checkpoint(path)
         if not checkpoint.training:
             raise CheckpointError(f"{path}: holds a model alone, nothing that a training could go on with")
         _refuse_another_run(config, parse_config(checkpoint.config, f"{path} (config)"), folder)
-        if config.training.num_epochs < checkpoint.epoch:
-            raise ConfigError([config.problem("TRAINING", "N_epochs", f"at least {checkpoint.epoch}, which are done")])
+        done = checkpoint.epoch + (checkpoint.progress.batches > 0)
+        if config.training.num_epochs < done:
+            raise ConfigError([config.problem("TRAINING", "N_epochs", f"at least {done}, which are done or begun")])
+        if name != "ckpt.h5":
+            say(f"{folder}: no ckpt.h5: going on from {name}")
         return checkpoint
     if begun.exists():
         _refuse_another_run(config, load_config(begun), folder)
-    elif held := results_in(folder):
+    elif held:
         raise OutputError(f"{folder}: holds {', '.join(held)}, but neither a checkpoint nor the run's configuration")
     say(f"{folder}: no checkpoint yet: starting afresh")
     return None

@@ -8,9 +8,8 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 import filelock
 import h5py
@@ -103,11 +102,14 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     if not existing.is_dir():
         what = "" if existing == folder.absolute() else f"{existing} "
         raise OutputError(f"{folder}: {what}is not a folder")
+    for name in held:
+        if (folder / name).is_dir():
+            raise OutputError(f"{folder / name}: is a folder, where a file is to be written")
     try:
-        (probe := existing / f".lvkam-{id(folder)}").mkdir()
+        with tempfile.TemporaryFile(dir=existing):
+            pass
     except OSError as error:
         raise WriteError(folder, error) from error
-    probe.rmdir()
 
 
 @contextmanager
@@ -142,7 +144,8 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         remove_parts(folder, (*RUN_FILES, owner.name))
         yield
     finally:
-        owner.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written any more, that has been told already
+            owner.unlink(missing_ok=True)
         lock.release()
 
 
@@ -153,36 +156,17 @@ def _owner(path: Path) -> str:
         return "a process that has not given its name yet"
 
 
-def append_loss(path: Path, record: EpochRecord) -> None:
-    """Add a row to `loss.csv`, after a header with its columns if the file is new.
-
-    Raises:
-        WriteError: it could not be written.
-    """
-    try:
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            _write_rows(file, [record], header=new)
-    except OSError as error:
-        raise WriteError(path, error) from error
-
-
 def write_losses(path: Path, records: Iterable[EpochRecord]) -> None:
-    """Write `loss.csv` anew.
+    """Write `loss.csv`: a header with its columns, and a row for each record, of which there is one at least.
 
     Raises:
         WriteError: it could not be written; what was there before is intact.
     """
-    with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        _write_rows(file, records, header=True)
-
-
-def _write_rows(file: TextIO, records: Iterable[EpochRecord], *, header: bool) -> None:
     rows = [record.as_row() for record in records]
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    if header:
+    with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-    writer.writerows(rows)
+        writer.writerows(rows)
 
 
 def save_images(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,8 +68,8 @@ def is_finished(state: TrainingState, settings: TrainingConfig) -> bool:
 class Callbacks(NamedTuple):
     """What a training tells its surroundings."""
 
-    on_epoch: Callable[[EpochRecord], None]
-    """Epoch 0, before any training; each epoch; one cut short by `max_seconds`."""
+    on_epoch: Callable[[EpochRecord, Sequence[EpochRecord]], None]
+    """Epoch 0, before any training; each epoch; one cut short by `max_seconds`: its record, and all with it."""
     on_checkpoint: Callable[[TrainingState], None]
     """It is time to save."""
     on_best: Callable[[TrainingState], None]
@@ -124,7 +124,7 @@ def rehearse(
     rng are those of a new run, and afterwards to be replaced by what was saved.
     """
     state = TrainingState(grid_update_period=config.grid_update.frequency, iteration=1)
-    callbacks = Callbacks(*[lambda _: None] * len(Callbacks._fields))
+    callbacks = Callbacks(lambda *_: None, lambda _: None, lambda _: None, lambda _: None)
     training = _Training(model, objective, optimizer, dataset, config, rng, callbacks, state, Interruption())
     training.evaluate_before()
     training.step(training.order()[: config.training.batch_size])
@@ -156,7 +156,7 @@ class _Training:
         settings, state = self.settings, self.state
         if not state.log:
             state.log.append(self.evaluate_before())
-            self.callbacks.on_epoch(state.log[0])
+            self.callbacks.on_epoch(state.log[0], state.log)
         done = min(state.batches * settings.batch_size, len(self.images))
         bar = tqdm(
             total=settings.num_epochs * len(self.images), initial=state.epoch * len(self.images) + done,
@@ -187,7 +187,7 @@ class _Training:
             state.grid_updated = False
             state.log.append(record)
             state.best_nll = min(state.best_nll, record.test_nll)
-        self.callbacks.on_epoch(record)
+        self.callbacks.on_epoch(record, state.log if complete else [*state.log, record])
         state.stream = self.rng.get_state().numpy()
         if best:
             self.callbacks.on_best(state)
@@ -274,15 +274,17 @@ class _Training:
 
     def _update_grids(self) -> None:
         state, settings = self.state, self.config.grid_update
-        problems = self.model.update_grids(
+        said = self.model.update_grids(
             settings.num_samples, self.rng, prior=settings.update_prior, generator=settings.update_generator
         )
-        for problem in problems:
-            self.callbacks.say(f"warning: {self._where()}: grid update skipped: {problem}")
+        problems = {layer: problem for layer, problem in said.items() if problem is not None}
+        for layer, problem in problems.items():
+            self.callbacks.say(f"warning: {self._where()}: grid update skipped: {layer}: {problem}")
         state.skipped_grid_updates += len(problems)
         if state.iteration > 1:
             state.grid_update_period = next_period(state.grid_update_period, settings.decay, state.iteration)
-        state.last_grid_update, state.grid_updated = state.iteration, True
+        state.last_grid_update = state.iteration
+        state.grid_updated |= len(problems) < len(said)
         if self.settings.verbose:
             self.callbacks.say(
                 f"iteration {state.iteration}: grids updated, next in {state.grid_update_period} iterations"
@@ -311,7 +313,8 @@ class _Training:
             raise
         except FloatingPointError as error:
             first = _first_non_finite(self.model, self.test, NLL_SAMPLES, rng)
-            raise FloatingPointError(f"epoch {epoch}, evaluation: {error}; {first}") from error
+            where = f"epoch {epoch}, iteration {state.iteration}, evaluation"
+            raise FloatingPointError(f"{where}: {error}; {first}") from error
         return EpochRecord(state.seconds, epoch, train_loss, test_loss, state.grid_updated, nll, ess)
 
 

@@ -430,7 +430,7 @@ def test_resume_writes_what_a_finished_run_lacks(folder: Path, tmp_path: Path) -
     arguments = ("train", folder / "nist_config.ini", *settings(), "--output", "run", "--resume")
     done = lvkam(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
-    lacked = "finished already; to be written again: loss.csv, loss.png, generated_images.png"
+    lacked = "finished already; missing: loss.csv, loss.png, generated_images.png"
     assert lacked in done.stderr.splitlines()
     assert {p.name: p.read_bytes() for p in run.iterdir()} == before
 

@@ -35,7 +35,8 @@ from lvkam.build import (
 from lvkam.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 from lvkam.config import ConfigError, parse_config
 from lvkam.data import DataError, Dataset, load_dataset
-from lvkam.experiment import describe_run, run_experiment
+from lvkam.description import describe_run
+from lvkam.experiment import run_experiment
 from lvkam.inference import sample_checkpoint
 from lvkam.interruption import Interrupted
 from lvkam.model import LVKAM
@@ -509,7 +510,7 @@ def test_a_run_that_a_signal_ended_goes_on_to_the_same_bits(
 def test_a_signal_before_anything_is_saved_says_so(tmp_path: Path) -> None:
     with pytest.raises(Interrupted) as caught:
         told_run(tmp_path / "run", *PLAIN, stop_at="epoch 0/2: ")
-    assert str(caught.value) == "interrupted; nothing was saved yet"
+    assert str(caught.value) == "interrupted; nothing was saved yet; the same command with --resume starts afresh"
     said = told_run(tmp_path / "run", *PLAIN, "TRAINING.N_epochs=1", resume=True)
     assert said[0] == f"{tmp_path / 'run'}: no checkpoint yet: starting afresh"
     assert [row[0] for row in epoch_rows(tmp_path / "run")[1:]] == ["0", "1"]
@@ -542,7 +543,7 @@ def test_a_finished_run_is_given_what_it_lacks(
     for name in missing:
         (folder / name).unlink()
     said = told_run(folder, *PLAIN, resume=True)
-    assert f"finished already; to be written again: {', '.join(missing)}" in said
+    assert f"finished already; missing: {', '.join(missing)}" in said
     assert step_losses(said) == []
     after = contents(folder)
     assert after.keys() == before.keys()
@@ -557,7 +558,8 @@ def test_a_best_checkpoint_that_is_lost_is_told(whole_run: tuple[Path, list[str]
     folder = copied(whole_run, tmp_path)
     (folder / "best.h5").unlink()
     said = told_run(folder, *PLAIN, resume=True)
-    assert "best.h5 is missing, and cannot be made again without training again" in said
+    assert "finished already; missing: best.h5" in said
+    assert "best.h5 is missing: only training again can make it again" in said
     assert "finished already; nothing is missing" not in said
     assert not (folder / "best.h5").exists()
 
@@ -696,7 +698,7 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
     with pytest.raises(FloatingPointError) as caught:
         told_run(tmp_path / "run", *PLAIN)
     assert str(caught.value) == (
-        "epoch 2, iteration 8: training/optimizer/prior/mixture_logits/exp_avg_sq holds numbers that are not finite; "
+        "epoch 1, iteration 8: training/optimizer/prior/mixture_logits/exp_avg_sq holds numbers that are not finite; "
         "not saved"
     )
     assert not {"ckpt.h5", "best.h5"} & contents(tmp_path / "run").keys()

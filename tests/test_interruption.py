@@ -61,25 +61,26 @@ def test_its_text_is_all_that_was_added_to_it() -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_postponed_signal_is_only_remembered(number: int) -> None:
+def test_a_postponed_signal_waits_for_the_blocks_end(number: int) -> None:
     interruption, done = Interruption(), []
     with interruption.listening():
-        with interruption.postponed():
+        with pytest.raises(Interrupted) as caught, interruption.postponed():  # noqa: PT012 - the signal comes inside
             interruption.check()
-            send(number)
+            with interruption.postponed():  # the end of an inner one is not the end
+                send(number)
             done.append("the rest of the step")
             assert interruption.number == number
-        # leaving the block raises nothing: whoever postponed looks when all is saved
-        done.append("saved")
-        with pytest.raises(Interrupted) as caught:
+        assert caught.value.number == number
+        assert done == ["the rest of the step"]
+        with pytest.raises(ValueError, match="mine"), interruption.postponed():  # what went wrong is told first
+            raise ValueError("mine")
+        with pytest.raises(Interrupted):
             interruption.check()
-    assert caught.value.number == number
-    assert done == ["the rest of the step", "saved"]
 
 
 def test_within_a_postponed_block_one_that_obeys_again() -> None:
     interruption, done = Interruption(), []
-    with interruption.listening(), interruption.postponed():
+    with interruption.listening(), pytest.raises(Interrupted), interruption.postponed():  # noqa: PT012 - likewise
         with pytest.raises(Interrupted), interruption.postponed(False):  # noqa: PT012 - the signal comes inside
             done.append("before")
             send(signal.SIGINT)
@@ -95,7 +96,7 @@ def test_within_a_postponed_block_one_that_obeys_again() -> None:
 def test_blocks_end_as_they_began() -> None:
     interruption, done = Interruption(), []
     with interruption.listening():
-        with interruption.postponed():
+        with pytest.raises(Interrupted), interruption.postponed():  # noqa: PT012 - likewise
             with interruption.postponed(False):
                 pass
             with interruption.postponed():
@@ -221,7 +222,7 @@ def test_what_ends_anyway_takes_no_more_signals() -> None:
 
 def test_a_signal_of_another_process_is_taken_too() -> None:
     interruption = Interruption()
-    with interruption.listening(), interruption.postponed():
+    with interruption.listening(), pytest.raises(Interrupted), interruption.postponed():  # noqa: PT012 - likewise
         subprocess.run(["kill", "-TERM", str(os.getpid())], check=True)
         for _ in range(10**6):  # it may be on its way
             if interruption.number is not None:

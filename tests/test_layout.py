@@ -37,6 +37,7 @@ FLOORS = {
     "lvkam.training": 5,
     "lvkam.build": 6,
     "lvkam.experiment": 7,
+    "lvkam.description": 8,
     "lvkam.inference": 8,
     "lvkam_cli": 9,
 }

@@ -72,21 +72,23 @@ def test_only_the_grids_asked_for_adapt(prior_updates: bool, generator_updates: 
 
 def test_layers_whose_grids_would_spoil_them_are_named() -> None:
     model = small_model(small_prior(hidden=(3,)))
-    assert model.update_grids(64, stream(4), prior=True, generator=True) == []
+    names = ["prior.layers.0", "prior.layers.1", "generator.layers.0", "generator.layers.1"]
+    assert model.update_grids(64, stream(4), prior=True, generator=True) == dict.fromkeys(names)
     layer = model.generator.layers[1]
     assert isinstance(layer, UnivariateFunctions)
     with torch.no_grad():
         layer.coef.fill_(torch.nan)
     before = layer.grid.clone()
     reason = "spline fit: a basis function or a value is not finite"
-    assert model.update_grids(64, stream(4), prior=True, generator=True) == [f"generator.layers.1: {reason}"]
+    said = model.update_grids(64, stream(4), prior=True, generator=True)
+    assert said == {**dict.fromkeys(names), "generator.layers.1": reason}
     assert torch.equal(layer.grid, before)
-    assert model.update_grids(64, stream(4), prior=True, generator=False) == []
+    assert model.update_grids(64, stream(4), prior=True, generator=False) == dict.fromkeys(names[:2])
     hidden = model.prior.layers[0]
     assert isinstance(hidden, UnivariateFunctions)
     with torch.no_grad():
         hidden.coef.fill_(torch.nan)
-    assert model.update_grids(64, stream(4), prior=True, generator=False) == [
-        f"prior.layers.0: {reason}",
-        "prior.layers.1: an input is not finite",
-    ]
+    assert model.update_grids(64, stream(4), prior=True, generator=False) == {
+        "prior.layers.0": reason,
+        "prior.layers.1": "an input is not finite",
+    }

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lvkam.plots import MOST_IMAGES, SMALLEST_SIDE, image_grid, save_image_grid, save_loss_curve, temperatures_figure
 from lvkam.progress import EpochRecord
-from lvkam.run_folder import append_loss
+from lvkam.run_folder import write_losses
 
 LINE, GREY = 2, 96
 
@@ -78,9 +78,8 @@ def test_a_grid_is_a_png_whatever_its_name(size: tuple[int, ...], mode: str, tmp
 
 
 def draw(folder: Path, losses: list[float], updated: bool = False) -> np.ndarray:
-    (folder / "loss.csv").unlink(missing_ok=True)
-    for epoch, loss in enumerate(losses):
-        append_loss(folder / "loss.csv", EpochRecord(1.0, epoch, loss, loss + 1, updated, 2 * loss, 3.5))
+    records = [EpochRecord(1.0, epoch, loss, loss + 1, updated, 2 * loss, 3.5) for epoch, loss in enumerate(losses)]
+    write_losses(folder / "loss.csv", records)
     save_loss_curve(folder / "loss.csv", folder / "loss.png")
     with Image.open(folder / "loss.png") as picture:
         assert picture.format == "PNG"

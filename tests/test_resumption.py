@@ -127,7 +127,7 @@ def test_another_run_without_a_checkpoint_is_not_begun_again(tmp_path: Path) -> 
     )
 
 
-@pytest.mark.parametrize("held", [[name] for name in RUN_FILES if name not in {"config.ini", "ckpt.h5"}])
+@pytest.mark.parametrize("held", [[name] for name in RUN_FILES if name not in {"config.ini", "ckpt.h5", "best.h5"}])
 def test_results_that_belong_to_no_run_are_told(held: list[str], tmp_path: Path) -> None:
     for name in (*held, "notes.txt"):
         (tmp_path / name).write_text("mine")
@@ -203,7 +203,9 @@ def test_the_checkpoint_decides_not_the_file_beside_it(folder: Path) -> None:
 def test_no_fewer_epochs_than_are_done(epochs: int, folder: Path) -> None:
     config = small_config("TRAINING.max_seconds=7", f"TRAINING.N_epochs={epochs}")
     if epochs < DONE:
-        assert refused(folder, config) == ("test: [TRAINING] N_epochs = 1: must be at least 2, which are done",)
+        assert refused(folder, config) == (
+            "test: [TRAINING] N_epochs = 1: must be at least 2, which are done or begun",
+        )
     else:
         assert resume_point(folder, config, fails) is not None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import subprocess
 import sys
@@ -20,7 +21,6 @@ from lvkam.progress import EpochRecord
 from lvkam.run_folder import (
     RUN_FILES,
     OutputError,
-    append_loss,
     check_folder,
     default_folder,
     locked,
@@ -160,17 +160,29 @@ def test_a_lock_is_released_however_the_training_ends(tmp_path: Path) -> None:
 RECORDS = [EpochRecord(0.5 * n, n, 1.25 + n, -2e-7, n == 1, 3.0, 17.123456) for n in range(3)]
 
 
-def test_losses_are_appended_below_one_header(tmp_path: Path) -> None:
-    for record in RECORDS:
-        append_loss(tmp_path / "loss.csv", record)
+def test_losses_are_a_table_with_a_header(tmp_path: Path) -> None:
+    for number in range(1, len(RECORDS) + 1):
+        write_losses(tmp_path / "loss.csv", RECORDS[:number])
     text = (tmp_path / "loss.csv").read_bytes().decode()
     header = "Time (s),Epoch,Train Loss,Test Loss,Grid Updated,Test NLL,Effective Sample Size\n"
     assert text.startswith(f"{header}0.000,0,1.250000,-0.000000,false,3.000000,17.1235\n0.500,1,2.250000,")
     assert "\r" not in text
     with (tmp_path / "loss.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [record.as_row() for record in RECORDS]
-    write_losses(tmp_path / "again.csv", RECORDS)
-    assert (tmp_path / "again.csv").read_bytes().decode() == text
+
+
+def test_a_lock_of_a_folder_that_cannot_be_written_any_more_hides_no_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with pytest.raises(ZeroDivisionError), locked(tmp_path, quiet):  # noqa: PT012 - the failure is inside the context
+        monkeypatch.setattr(Path, "unlink", refuse)
+        raise ZeroDivisionError
+    monkeypatch.undo()
+    with locked(tmp_path, quiet):  # released all the same
+        pass
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 3)])

@@ -6,7 +6,7 @@ import copy
 import math
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -67,7 +67,7 @@ def run(
         dataset or made_dataset(),
         config,
         random_stream(config.training.seed, "training"),
-        Callbacks(records.append, on_checkpoint, on_best, lines.append),
+        Callbacks(lambda record, _: records.append(record), on_checkpoint, on_best, lines.append),
     )
     return model, records, lines, state
 
@@ -203,7 +203,8 @@ def test_figures_that_are_not_finite_stop_before_they_are_saved() -> None:
     name = "generator.layers.0.coef"
     place = rf"the first number that is not finite is in {name}$"
     with pytest.raises(
-        FloatingPointError, match=rf"^epoch 0, evaluation: the training loss is nan, the test loss nan, .* nan; {place}"
+        FloatingPointError,
+        match=rf"^epoch 0, iteration 0, evaluation: the training loss is nan, .* nan; {place}",
     ):
         run(made_config(), spoil=spoiled(name))
     saved: list[int] = []
@@ -246,7 +247,7 @@ def test_a_parameter_that_is_not_finite_is_named(name: str, value: float) -> Non
     # before training it is the evaluation that finds it; the training's own step must as well
     with pytest.raises(FloatingPointError) as caught:
         run(made_config(), spoil=spoiled(name, value))
-    assert re.fullmatch(rf"epoch 0, evaluation: .*; {FIRST}{re.escape(name)}", str(caught.value))
+    assert re.fullmatch(rf"epoch 0, iteration 0, evaluation: .*; {FIRST}{re.escape(name)}", str(caught.value))
     models: list[LVKAM] = []
     config = made_config("TRAINING.checkpoint_minutes=1e-9", "TRAINING.batch_size=10")
     with pytest.raises(FloatingPointError) as caught:
@@ -268,7 +269,9 @@ def test_an_image_that_is_not_finite_is_named(value: float) -> None:
     test_images[7, 3] = value
     with pytest.raises(FloatingPointError) as caught:
         run(made_config(), dataset=replace(made, test=test_images))
-    assert re.fullmatch(rf"epoch 0, evaluation: the training loss is .*; {FIRST}the images", str(caught.value))
+    assert re.fullmatch(
+        rf"epoch 0, iteration 0, evaluation: the training loss is .*; {FIRST}the images", str(caught.value)
+    )
 
 
 def test_energies_outputs_and_likelihoods_that_are_not_finite_are_named() -> None:
@@ -394,7 +397,8 @@ def test_what_is_not_finite_is_never_the_best(bad: float, monkeypatch: pytest.Mo
     best: list[int] = []
     saved: list[int] = []
     with pytest.raises(
-        FloatingPointError, match=r"^epoch 2, evaluation: the training loss is .*, the test NLL -?(nan|inf); all"
+        FloatingPointError,
+        match=r"^epoch 2, iteration \d+, evaluation: .*, the test NLL -?(nan|inf); all",
     ):
         run(made_config(), None, lambda state: saved.append(state.epoch), lambda state: best.append(state.epoch))
     assert best == saved == [1]
@@ -461,7 +465,7 @@ class Training:
         )
 
     def run(self, on_epoch: Callable[[EpochRecord], None] = lambda _: None) -> TrainingState:
-        def record(row: EpochRecord) -> None:
+        def record(row: EpochRecord, _: Sequence[EpochRecord]) -> None:
             self.records.append(row)
             on_epoch(row)
 

@@ -93,3 +93,18 @@ def outcome(folder: Path) -> dict[str, str]:
 def assert_no_traceback(stderr: str) -> None:
     assert "Traceback" not in stderr, stderr
     assert not re.search(r"^  File \"", stderr, re.MULTILINE), stderr
+
+
+def table(path: Path) -> str:
+    """The figures of a soak as a Markdown table: counts added up, the largest of what is a measure."""
+    figures: dict[str, float] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        name, value = json.loads(line)
+        known = figures.get(name, 0.0)
+        figures[name] = max(known, float(value)) if name.startswith(("seconds", "MB")) else known + float(value)
+    rows = [f"| {name} | {value:g} |" for name, value in sorted(figures.items())]
+    return "\n".join(["| what | figure |", "|---|---|", *rows])
+
+
+if __name__ == "__main__":
+    print(table(Path(sys.argv[1])))

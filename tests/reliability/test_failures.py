@@ -95,9 +95,6 @@ def in_likelihood(patch: pytest.MonkeyPatch, calls: int) -> None:
 def in_parameters(patch: pytest.MonkeyPatch, calls: int) -> None:
     """A step of the optimiser that spoils what it changes."""
 
-    def spoil(_: Any) -> None:
-        pass
-
     original, count = torch.optim.Adam.step, 0
 
     def step(self: torch.optim.Adam, *args: Any) -> Any:
@@ -107,7 +104,7 @@ def in_parameters(patch: pytest.MonkeyPatch, calls: int) -> None:
         if count > calls:
             with torch.no_grad():
                 self.param_groups[0]["params"][2][0, 0] = math.inf
-        return spoil(result)
+        return result
 
     patch.setattr(torch.optim.Adam, "step", step)
 
@@ -165,11 +162,10 @@ def test_a_grid_update_that_would_spoil_a_layer_is_skipped_and_counted(
         return spoil(original(*args)) if count > 6 and count % 3 == 2 else original(*args)
 
     with monkeypatch.context() as patch:
-        config = CONFIG.model_copy()
         if place == "fit_coefficients":
             count = -3  # the initial values are fits as well
         patch.setattr(univariate, place, spoilt)
-        run_experiment(config, tmp_path / "run", say=lines.append)
+        run_experiment(CONFIG, tmp_path / "run", say=lines.append)
     warned = [line for line in lines if "grid update skipped" in line]
     assert warned
     assert all(f": grid update skipped: generator.layers.0: {reason}" in line for line in warned)
@@ -276,7 +272,7 @@ def test_a_disk_that_fills_while_training(small_disk: Path) -> None:
     report("disks that filled while training", 1)
 
 
-def test_a_folder_that_becomes_read_only(small_disk: Path) -> None:
+def test_a_folder_that_is_read_only(small_disk: Path) -> None:
     before = begun(folder := small_disk / "user")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     for options in (["--resume"], ["--overwrite"]):
@@ -356,3 +352,21 @@ def test_no_file_of_python_objects_is_ever_read(path: Path) -> None:
     without_docstrings = re.sub(r'""".*?"""', "", code, flags=re.DOTALL)
     words = ("pickle", "torch.load", "torch.save", "joblib", "dill", "marshal", "shelve", "eval(", "exec(")
     assert not [word for word in words if word in without_docstrings.replace("allow_pickle=False", "")]
+
+
+def test_without_its_last_checkpoint_a_run_goes_on_from_its_best(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    begun(folder := tmp_path / "user")
+    (folder / "run" / "ckpt.h5").unlink()
+    done = run(train_command("--resume"), folder)
+    assert done.returncode == 0, done.stderr
+    assert "run: no ckpt.h5: going on from best.h5" in done.stderr
+    assert outcome(folder / "run") == undisturbed
+
+
+@pytest.mark.parametrize("name", ["loss.csv", "config.ini"])
+@pytest.mark.parametrize("content", [b"garbage", b"\xff\xfe\x00", b""])
+def test_a_spoiled_file_beside_the_checkpoint_is_written_again(name: str, content: bytes, tmp_path: Path) -> None:
+    expected = whole(tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(content)
+    run_experiment(CONFIG, tmp_path / "run", resume=True, say=quiet)
+    assert outcome(tmp_path / "run") == expected

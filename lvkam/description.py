@@ -1,0 +1,68 @@
+"""What a run would be: the same checks, and nothing trained."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from lvkam.build import build_model, build_objective, compilation_plan, layers_of
+from lvkam.config import Config
+from lvkam.data import Dataset
+from lvkam.evidence import CHUNK
+from lvkam.experiment import load_config_dataset
+from lvkam.model import LVKAM
+from lvkam.objectives import Objective, ThermodynamicIntegration
+from lvkam.run_folder import check_folder, default_folder, results_in
+from lvkam.univariate import CHUNK as FEATURES
+
+HELD = ", which holds a run: --resume goes on with it, --overwrite replaces it"
+
+
+def describe_run(config: Config, output: Path | None = None, data_dir: Path | None = None) -> dict[str, str]:
+    """What a run would be, after every check that it would make; no run folder is written.
+
+    Raises as `run_experiment` does for bad input, but where the folder holds another run, which is only told.
+    """
+    folder = output or default_folder(config)
+    check_folder(folder, overwrite=True)
+    dataset = load_config_dataset(config, data_dir)
+    model = build_model(config, math.prod(dataset.image_shape))
+    training = config.training
+    steps = math.ceil(training.num_train / training.batch_size)
+    return {
+        "data": f"{dataset.name}, {'x'.join(map(str, dataset.image_shape))}, {len(dataset.train)} images",
+        "prior": f"{config.prior.latent_dim} latent coordinates, {config.prior.num_components} components each, "
+        f"{config.prior.reference_density} reference",
+        "generator": " -> ".join(map(str, (*config.generator.widths, math.prod(dataset.image_shape)))),
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "steps": f"{training.num_epochs} epochs of {steps} steps of {training.batch_size} images "
+        f"and {training.num_samples} samples",
+        "objective": _describe_objective(build_objective(config)),
+        "kernels": f"not compiled: {plan}" if (plan := compilation_plan(config)) else "compiled, if a compiler works",
+        "memory": f"about {_memory_estimate(model, config, dataset) / 2**20:.0f} MiB",
+        "folder": f"{folder}{HELD if results_in(folder) else ''}",
+    }
+
+
+def _describe_objective(objective: Objective) -> str:
+    if not isinstance(objective, ThermodynamicIntegration):
+        return "importance sampling"
+    particles = f", moves at each: {objective.moves_per_temperature}, of each image's own particles"
+    return (
+        f"thermodynamic integration, {objective.estimator}, {objective.num_temps} temperatures, "
+        f"resampling: {objective.resampler}{particles if objective.moves_per_temperature else ''}"
+    )
+
+
+def _memory_estimate(model: LVKAM, config: Config, dataset: Dataset) -> float:
+    """Bytes: the libraries, the images, parameters with gradients and Adam's two moments, and the step's tensors."""
+    libraries = 350 * 2**20
+    parameters = sum(p.numel() for p in model.parameters())
+    batch, samples = config.training.batch_size, config.training.num_samples
+    if config.thermodynamic.num_temps > 1 and config.thermodynamic.moves_per_temperature:
+        samples *= batch  # each image has its own
+    samples = max(samples, CHUNK)
+    values = sum(layer.num_inputs + layer.num_outputs for _, layer in layers_of(model)) + batch
+    quadrature = config.prior.quadrature_points * config.prior.latent_dim * config.prior.num_components
+    floats = dataset.train.numel() + 4 * parameters + 4 * samples * values + 6 * quadrature + 4 * FEATURES
+    return libraries + 4 * floats
