@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import hypothesis
 import pytest
@@ -22,6 +22,7 @@ from lvkam.checkpoint import model_layout
 from lvkam.config import SECTIONS, Config, ConfigError, ConfigWarning, parse_config
 from lvkam.experiment import run_experiment
 from lvkam.interruption import Interruption
+from lvkam.sections import write_value
 from tests.conftest import small_config
 from tests.reliability.harness import report, scaled
 
@@ -45,9 +46,35 @@ KEYS = st.one_of(st.sampled_from([key for _, key in DEFAULTS]), TEXT)
 ASSIGNMENTS = st.tuples(KEYS, VALUES).map("TRAINING.{0[0]}={0[1]}".format)
 
 
+def right_values(section: str, key: str) -> st.SearchStrategy[str]:
+    """Values that a key takes, as far as no other key speaks against them."""
+    annotation = SECTIONS[section].fields_by_key()[key][1].annotation
+    default = write_value(DEFAULTS[section, key])
+    if annotation is bool:
+        return st.sampled_from(["true", "false", "TRUE"])
+    if get_origin(annotation) is Literal:
+        return st.sampled_from([default, *get_args(annotation)])
+    if annotation is int:
+        return st.one_of(st.just(default), st.integers(1, 60).map(str))
+    if annotation is float:
+        return st.one_of(st.just(default), st.floats(0.001, 0.9).map(str))
+    return st.just(default)
+
+
 @st.composite
-def ini_texts(draw: st.DrawFn) -> str:
-    """Mostly right: sections with their own keys, some of them with odd values, and lines that are nothing."""
+def right_texts(draw: st.DrawFn) -> str:
+    """Files whose every value is right by itself, and most often all together."""
+    lines = []
+    for section in draw(st.permutations(list(SECTIONS))):
+        lines.append(draw(st.sampled_from([f"[{section}]", f"[{section.lower()}]"])))
+        own = st.lists(st.sampled_from(sorted(SECTIONS[section].fields_by_key())), max_size=3, unique=True)
+        lines += [f"{key} = {draw(right_values(section, key))}" for key in draw(own)]
+    return "\n".join(lines)
+
+
+@st.composite
+def odd_texts(draw: st.DrawFn) -> str:
+    """Sections with their own keys, some of them with odd values, and lines that are nothing."""
     lines = []
     for section in draw(st.lists(st.one_of(st.sampled_from(list(SECTIONS)), TEXT), max_size=5)):
         lines.append(f"[{section}]")
@@ -70,7 +97,9 @@ def read(text: str, overrides: list[str]) -> Config | tuple[str, ...]:
 
 
 @hypothesis.settings(hypothesis.settings.get_profile("reliability"))
-@given(ini_texts(), st.lists(st.one_of(TEXT, ASSIGNMENTS), max_size=2))
+@given(
+    st.one_of(right_texts(), odd_texts()), st.one_of(st.just([]), st.lists(st.one_of(TEXT, ASSIGNMENTS), max_size=2))
+)
 def test_any_configuration_is_read_or_refused(text: str, overrides: list[str]) -> None:
     config = read(text, overrides)
     if isinstance(config, Config):

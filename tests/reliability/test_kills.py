@@ -65,7 +65,12 @@ class Chain:
     def stop(self, process: subprocess.Popen[str], numbers: list[int]) -> tuple[int, str]:
         """Send signals at a random moment: some while the program starts, most while it trains or writes."""
         lines: list[str] = []
-        if self.random.random() < 0.9:
+        when = self.random.random()
+        if when < 0.2:  # as soon as a checkpoint is being written, the so-many-th
+            lines = wait_for(process, "kernels not compiled")
+            for _ in range(self.random.randrange(1, 8)):
+                self.wait_for_part(process)
+        elif when < 0.9:
             lines = wait_for(process, "kernels not compiled")
             time.sleep(self.random.uniform(0, 1.2))
         else:
@@ -75,6 +80,13 @@ class Chain:
             time.sleep(0.002)
         _, rest = process.communicate(timeout=120)
         return process.returncode, "".join(lines) + rest
+
+    def wait_for_part(self, process: subprocess.Popen[str]) -> None:
+        """Until a checkpoint begins to be written, if one does."""
+        before = set(self.run.glob(".ckpt.h5.*"))
+        until = time.monotonic() + 2
+        while process.poll() is None and time.monotonic() < until and set(self.run.glob(".ckpt.h5.*")) <= before:
+            pass
 
     def check(self) -> str:
         """The checkpoint is whole, or not there yet; where the run was."""
