@@ -199,7 +199,7 @@ class _Run:
             # where no epoch was completed, none was the best
             absent = ", ".join(name for name in missing if name != "best.h5" or math.isfinite(state.best_nll))
             self.say(f"finished already; {f'missing: {absent}' if absent else 'nothing is missing'}")
-        if not finished or (state is not None and self._lacks_record(state)):
+        if not finished or (state is not None and self._rewrite_losses(state)):
             state = self._train(state)
         if not (folder / "loss.png").exists():
             with write_atomically(folder / "loss.png") as temporary:
@@ -217,8 +217,8 @@ class _Run:
         if math.isfinite(state.best_nll) and not (folder / "best.h5").exists():
             self.say("best.h5 is missing: only training again can make it again")
 
-    def _lacks_record(self, state: TrainingState) -> bool:
-        """Whether `loss.csv` is not what it was; the row of an epoch cut short is made by evaluating again."""
+    def _rewrite_losses(self, state: TrainingState) -> bool:
+        """Make `loss.csv` what it was; whether the row of an epoch cut short is missing: it needs an evaluation."""
         path = self.folder / "loss.csv"
         if not path.exists() or not state.cut_short:
             write_losses(path, state.log)

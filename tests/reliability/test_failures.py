@@ -303,7 +303,7 @@ def test_a_folder_that_vanishes(line: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--resume",)])
-@pytest.mark.parametrize("delay", [0.0, 0.3] * 10 if SOAK else [0.0])
+@pytest.mark.parametrize("delay", [0.0, 0.3] * 5 if SOAK else [0.0])
 def test_two_trainings_race_for_a_folder(
     options: tuple[str, ...], delay: float, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
