@@ -178,12 +178,11 @@ def optimizer_arrays(model: LVKAM, optimizer: Optimizer) -> dict[str, np.ndarray
 
 def set_optimizer_arrays(model: LVKAM, optimizer: Optimizer, arrays: Mapping[str, np.ndarray]) -> None:
     """The reverse of `optimizer_arrays`."""
-    tensors = _tensors(model)
+    tensors, fused = _tensors(model), optimizer.param_groups[0].get("fused")
     for name, array in arrays.items():
         path, _, key = name.rpartition("/")
         # a copy of its own, laid out as the optimiser would have it; counts of steps stay where torch has them
         value = _from_array(path, array).clone(memory_format=torch.contiguous_format)
-        fused = optimizer.param_groups[0].get("fused")
         device = tensors[path].device if key != "step" or fused else torch.device("cpu")
         optimizer.state[tensors[path]][key] = value.to(device)
 

@@ -240,7 +240,7 @@ def problem_of(name: str, array: np.ndarray) -> str | None:
         return f"{name} holds numbers that are not finite"
     if name.endswith("/grid") and not (np.diff(array) > 0).all():
         return f"{name} holds knots that do not increase"
-    if name.endswith("/bandwidth") and array.ndim == 0 and array <= 0:
+    if name.endswith("/bandwidth") and array <= 0:
         return f"{name} holds {array}, which is not greater than 0"
     return None
 

@@ -131,8 +131,8 @@ def run_experiment(
                 run = _Run(config, folder, dataset, chosen, saved, interruption, say)
                 run.run()
         except Interrupted as stop:
-            done = "nothing was saved yet" if run is None or not run.is_saved else f"saved in {folder / 'ckpt.h5'}"
-            then = "starts afresh" if run is None or not run.is_saved else "goes on"
+            saved_in = f"saved in {folder / 'ckpt.h5'}", "goes on"
+            done, then = saved_in if run is not None and run.is_saved else ("nothing was saved yet", "starts afresh")
             stop.add_note(f"{done}; the same command with --resume{' for --overwrite' if overwrite else ''} {then}")
             raise
     return folder
@@ -176,8 +176,12 @@ class _Run:
     def run(self) -> None:
         """Train, unless that is done, and write what is missing."""
         settings, folder, images = self.config.training, self.folder, self.dataset.train
-        state = self._restore()
+        state = None if self.saved is None else self.saved.progress
         finished = state is not None and is_finished(state, settings)
+        # the row of an epoch cut short stands in loss.csv alone: to make it again is to evaluate again
+        trains = state is None or not finished or (state.cut_short and not (folder / "loss.csv").exists())
+        if self.saved is not None and state is not None:
+            self._restore(self.saved, state, trains)
         # What is there belongs to this run only if it is finished; the end of a training that goes on will differ.
         stale = () if finished else OUTCOMES if self.saved is not None else RUN_FILES
         for name in stale:
@@ -199,8 +203,10 @@ class _Run:
             # where no epoch was completed, none was the best
             absent = ", ".join(name for name in missing if name != "best.h5" or math.isfinite(state.best_nll))
             self.say(f"finished already; {f'missing: {absent}' if absent else 'nothing is missing'}")
-        if not finished or (state is not None and self._rewrite_losses(state)):
+        if trains:
             state = self._train(state)
+        elif state is not None and not state.cut_short:
+            write_losses(folder / "loss.csv", state.log)
         if not (folder / "loss.png").exists():
             with write_atomically(folder / "loss.png") as temporary:
                 save_loss_curve(folder / "loss.csv", temporary)
@@ -217,24 +223,14 @@ class _Run:
         if math.isfinite(state.best_nll) and not (folder / "best.h5").exists():
             self.say("best.h5 is missing: only training again can make it again")
 
-    def _rewrite_losses(self, state: TrainingState) -> bool:
-        """Make `loss.csv` what it was; whether the row of an epoch cut short is missing: it needs an evaluation."""
-        path = self.folder / "loss.csv"
-        if not path.exists() or not state.cut_short:
-            write_losses(path, state.log)
-            return state.cut_short
-        return False
-
-    def _restore(self) -> TrainingState | None:
-        """Bring model, optimiser and random numbers to where the run was saved, if it was."""
-        if self.saved is None:
-            return None
-        state, training = self.saved.progress, self.saved.training
-        if self.not_compiled is None and (not is_finished(state, self.config.training) or state.cut_short):
+    def _restore(self, saved: Checkpoint, state: TrainingState, trains: bool) -> None:
+        """Bring model, optimiser and random numbers to where the run was saved."""
+        training = saved.training
+        if self.not_compiled is None and trains:
             self.say("kernels compiled as when the run began: its first step is taken again for that")
             rehearse(self.model, self.objective, self.optimizer, self.dataset, self.config, self.rng)
             self.optimizer.state.clear()
-        set_model_arrays(self.model, self.saved.arrays)
+        set_model_arrays(self.model, saved.arrays)
         prefix = "training/optimizer/"
         states = {name.removeprefix(prefix): a for name, a in training.items() if name.startswith(prefix)}
         set_optimizer_arrays(self.model, self.optimizer, states)
@@ -257,9 +253,8 @@ class _Run:
                 self.say(
                     f"warning: trained {words[not now]} so far, {words[now]} now: results may differ in their last bits"
                 )
-        if self.saved.lvkam_version != importlib.metadata.version("lvkam"):
-            self.say(f"warning: trained by lvkam {self.saved.lvkam_version} so far: results may differ")
-        return state
+        if saved.lvkam_version != importlib.metadata.version("lvkam"):
+            self.say(f"warning: trained by lvkam {saved.lvkam_version} so far: results may differ")
 
     def _train(self, state: TrainingState | None) -> TrainingState:
         if state is not None:
@@ -283,9 +278,9 @@ class _Run:
             self.say(f"warning: {state.skipped_grid_updates} grid updates of layers were skipped")
         return state
 
-    def _log(self, record: EpochRecord, records: Sequence[EpochRecord]) -> None:
+    def _log(self, records: Sequence[EpochRecord]) -> None:
         write_losses(self.folder / "loss.csv", records)
-        settings = self.config.training
+        record, settings = records[-1], self.config.training
         if not sys.stderr.isatty() or settings.verbose:
             speed = record.epoch * len(self.dataset.train) / record.seconds if record.seconds else 0.0
             self.say(

@@ -14,6 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,8 +69,8 @@ def is_finished(state: TrainingState, settings: TrainingConfig) -> bool:
 class Callbacks(NamedTuple):
     """What a training tells its surroundings."""
 
-    on_epoch: Callable[[EpochRecord, Sequence[EpochRecord]], None]
-    """Epoch 0, before any training; each epoch; one cut short by `max_seconds`: its record, and all with it."""
+    on_epoch: Callable[[Sequence[EpochRecord]], None]
+    """Epoch 0, before any training; each epoch; one cut short by `max_seconds`: all records, its own the last."""
     on_checkpoint: Callable[[TrainingState], None]
     """It is time to save."""
     on_best: Callable[[TrainingState], None]
@@ -124,39 +125,37 @@ def rehearse(
     rng are those of a new run, and afterwards to be replaced by what was saved.
     """
     state = TrainingState(grid_update_period=config.grid_update.frequency, iteration=1)
-    callbacks = Callbacks(lambda *_: None, lambda _: None, lambda _: None, lambda _: None)
+    callbacks = Callbacks(*[lambda _: None] * len(Callbacks._fields))
     training = _Training(model, objective, optimizer, dataset, config, rng, callbacks, state, Interruption())
-    training.evaluate_before()
+    training.evaluate()
     training.step(training.order()[: config.training.batch_size])
 
 
+@dataclass
 class _Training:
-    """One call of `train`."""
+    """One call of `train`, with its arguments."""
 
-    def __init__(
-        self,
-        model: LVKAM,
-        objective: Objective,
-        optimizer: Optimizer,
-        dataset: Dataset,
-        config: Config,
-        rng: torch.Generator,
-        callbacks: Callbacks,
-        state: TrainingState,
-        interruption: Interruption,
-    ):
-        self.model, self.objective, self.optimizer, self.config = model, objective, optimizer, config
-        self.settings = config.training
-        device = model.prior.mixture_logits.device
-        self.images, self.test = dataset.train.to(device), dataset.test.to(device)
-        self.rng, self.callbacks, self.state, self.interruption = rng, callbacks, state, interruption
+    model: LVKAM
+    objective: Objective
+    optimizer: Optimizer
+    dataset: Dataset
+    config: Config
+    rng: torch.Generator
+    callbacks: Callbacks
+    state: TrainingState
+    interruption: Interruption
+
+    def __post_init__(self) -> None:
+        self.settings = self.config.training
+        device = self.model.prior.mixture_logits.device
+        self.images, self.test = self.dataset.train.to(device), self.dataset.test.to(device)
         self.saved_at = time.monotonic()
 
     def run(self) -> None:
         settings, state = self.settings, self.state
         if not state.log:
-            state.log.append(self.evaluate_before())
-            self.callbacks.on_epoch(state.log[0], state.log)
+            state.log.append(self.evaluate())
+            self.callbacks.on_epoch(state.log)
         done = min(state.batches * settings.batch_size, len(self.images))
         bar = tqdm(
             total=settings.num_epochs * len(self.images), initial=state.epoch * len(self.images) + done,
@@ -166,16 +165,10 @@ class _Training:
             while state.epoch < settings.num_epochs and not (state.batches == 0 and is_out_of_time(state, settings)):
                 complete = self._take_steps(bar)
                 seen = min(state.batches * settings.batch_size, len(self.images))
-                sums = state.loss_sum / seen, state.sample_size_sum / seen
-                record = self._evaluate(lambda _: sums)  # noqa: B023 - called before the next epoch
+                record = self.evaluate((state.loss_sum / seen, state.sample_size_sum / seen))
                 self._conclude(record, complete)
                 if not complete:
                     break
-
-    def evaluate_before(self) -> EpochRecord:
-        """Epoch 0: the training losses are those of as many images as there are to test."""
-        images = self.images[: len(self.test)]
-        return self._evaluate(lambda rng: _mean_estimate(self.model, self.objective, images, self.settings, rng))
 
     def _conclude(self, record: EpochRecord, complete: bool) -> None:
         """Record an epoch, and save what is due."""
@@ -187,7 +180,7 @@ class _Training:
             state.grid_updated = False
             state.log.append(record)
             state.best_nll = min(state.best_nll, record.test_nll)
-        self.callbacks.on_epoch(record, state.log if complete else [*state.log, record])
+        self.callbacks.on_epoch(state.log if complete else [*state.log, record])
         state.stream = self.rng.get_state().numpy()
         if best:
             self.callbacks.on_best(state)
@@ -291,17 +284,20 @@ class _Training:
             )
 
     @torch.no_grad()
-    def _evaluate(self, train_figures: Callable[[torch.Generator], tuple[float, float]]) -> EpochRecord:
-        """The record of the present epoch, with the given loss and effective sample size of training.
+    def evaluate(self, of_training: tuple[float, float] | None = None) -> EpochRecord:
+        """The record of the present epoch; a signal is obeyed at once, and the state before saved.
 
-        A signal is obeyed at once, and the state before saved.
+        Args:
+            of_training: loss and effective sample size; before any training, if None, those of as many training
+                images as there are to test.
         """
         state, settings = self.state, self.settings
         epoch = state.epoch + 1 if state.log else 0
         rng = random_stream(settings.seed, "evaluation", epoch)
         try:
             with self.interruption.postponed(False):
-                train_loss, ess = train_figures(rng)
+                first = self.images[: len(self.test)]
+                train_loss, ess = of_training or _mean_estimate(self.model, self.objective, first, settings, rng)
                 test_loss, _ = _mean_estimate(self.model, self.objective, self.test, settings, rng)
                 nll = -float(importance_log_evidence(self.model, self.test, NLL_SAMPLES, rng).log_evidence.mean())
                 if not all(map(math.isfinite, (train_loss, test_loss, nll))):
@@ -312,9 +308,9 @@ class _Training:
                 self._save()
             raise
         except FloatingPointError as error:
-            first = _first_non_finite(self.model, self.test, NLL_SAMPLES, rng)
+            place = _first_non_finite(self.model, self.test, NLL_SAMPLES, rng)
             where = f"epoch {epoch}, iteration {state.iteration}, evaluation"
-            raise FloatingPointError(f"{where}: {error}; {first}") from error
+            raise FloatingPointError(f"{where}: {error}; {place}") from error
         return EpochRecord(state.seconds, epoch, train_loss, test_loss, state.grid_updated, nll, ess)
 
 

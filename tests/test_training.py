@@ -67,7 +67,7 @@ def run(
         dataset or made_dataset(),
         config,
         random_stream(config.training.seed, "training"),
-        Callbacks(lambda record, _: records.append(record), on_checkpoint, on_best, lines.append),
+        Callbacks(lambda log: records.append(log[-1]), on_checkpoint, on_best, lines.append),
     )
     return model, records, lines, state
 
@@ -465,9 +465,9 @@ class Training:
         )
 
     def run(self, on_epoch: Callable[[EpochRecord], None] = lambda _: None) -> TrainingState:
-        def record(row: EpochRecord, _: Sequence[EpochRecord]) -> None:
-            self.records.append(row)
-            on_epoch(row)
+        def record(log: Sequence[EpochRecord]) -> None:
+            self.records.append(log[-1])
+            on_epoch(log[-1])
 
         callbacks = Callbacks(record, self.keep, lambda state: self.best.append(state.epoch), self.lines.append)
         self.state = train(

@@ -63,6 +63,17 @@ def start(command: list[str], cwd: Path) -> subprocess.Popen[str]:
     )
 
 
+def wait_for(process: subprocess.Popen[str], beginning: str) -> list[str]:
+    """Lines of standard error, up to one that begins so, or the last one."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith(beginning):
+            break
+    return lines
+
+
 def run(command: list[str], cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, cwd=cwd, env=ENVIRONMENT, text=True, capture_output=True, timeout=timeout, check=False

@@ -36,6 +36,7 @@ from tests.reliability.harness import (
     run,
     start,
     train_command,
+    wait_for,
     working_folder,
 )
 
@@ -199,11 +200,8 @@ def one_message(done: subprocess.CompletedProcess[str]) -> str:
 def begun(folder: Path) -> bytes:
     """A training that was stopped in its second epoch: its checkpoint."""
     process = start(train_command(), working_folder(folder))
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("epoch 1/4"):
-            process.terminate()
-            break
+    wait_for(process, "epoch 1/4")
+    process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 143
     return (folder / "run" / "ckpt.h5").read_bytes()
@@ -258,11 +256,8 @@ def test_a_disk_that_is_full(left: int, small_disk: Path, undisturbed: dict[str,
 def test_a_disk_that_fills_while_training(small_disk: Path) -> None:
     folder = working_folder(small_disk / "user")
     process = start(train_command(overrides=("TRAINING.N_epochs=1000", "TRAINING.compile=false")), folder)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("epoch 2/"):
-            fill(small_disk, 0)
-            break
+    wait_for(process, "epoch 2/")
+    fill(small_disk, 0)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1, stderr
     assert_no_traceback(stderr)
@@ -286,11 +281,8 @@ def test_a_folder_that_is_read_only(small_disk: Path) -> None:
 def test_a_folder_that_vanishes(line: str, tmp_path: Path) -> None:
     folder = working_folder(tmp_path / "user")
     process = start(train_command(overrides=("TRAINING.N_epochs=1000", "TRAINING.compile=false")), folder)
-    assert process.stderr is not None
-    for found in process.stderr:
-        if found.startswith(line):
-            (folder / "run").rename(folder / "elsewhere")
-            break
+    wait_for(process, line)
+    (folder / "run").rename(folder / "elsewhere")
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1, stderr
     assert_no_traceback(stderr)
@@ -333,11 +325,8 @@ def test_two_trainings_race_for_a_folder(
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     folder = working_folder(tmp_path / "user")
     process = start(train_command(), folder)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("epoch 1/4"):
-            process.kill()
-            break
+    wait_for(process, "epoch 1/4")
+    process.kill()
     process.communicate(timeout=60)
     done = run(train_command("--resume"), folder)
     assert done.returncode == 0, done.stderr

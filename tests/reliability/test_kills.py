@@ -25,6 +25,7 @@ from tests.reliability.harness import (
     scaled,
     start,
     train_command,
+    wait_for,
     working_folder,
 )
 
@@ -32,17 +33,6 @@ NUM_KILLS, NUM_SIGNALS = scaled(3, 200), scaled(3, 60)
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
 CHAINS = scaled(1, 2)
 """Runs side by side, on as many processors."""
-
-
-def wait_for(process: subprocess.Popen[str], text: str) -> list[str]:
-    """Lines of standard error, up to one that holds the text or the last one."""
-    assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if text in line:
-            break
-    return lines
 
 
 class Chain:

@@ -20,6 +20,7 @@ from tests.reliability.harness import (
     run,
     start,
     train_command,
+    wait_for,
     working_folder,
 )
 
@@ -109,11 +110,8 @@ def test_a_compiled_training_is_resumed_to_the_same_bits(tmp_path: Path) -> None
         range(1, 16, 3) if SOAK else [7]
     ):  # 7: the next step's batch, the first after the resumption, is ragged
         process = start(train_command("--resume", overrides=overrides), cut)
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith(f"iteration {after}: loss"):
-                process.send_signal(signal.SIGTERM)
-                break
+        wait_for(process, f"iteration {after}: loss")
+        process.send_signal(signal.SIGTERM)
         _, rest = process.communicate(timeout=400)
         assert_no_traceback(rest)
         assert process.returncode == 128 + signal.SIGTERM, rest
