@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lvkam.build import load_checkpoint
 from lvkam.data import load_dataset, load_labels
 from lvkam.errors import InputError
-from lvkam.experiment import draw_images
+from lvkam.experiment import draw_samples
 
 SURE = 0.9
 EPOCHS, BATCH = 4, 128
@@ -93,7 +93,7 @@ def main() -> None:
     print(f"classifier: {100 * accuracy:.2f} % test accuracy at {height}x{width}")
     report("real test images", classifier, data.test[: arguments.num_samples])
     for path, (checkpoint, config, model) in zip(arguments.checkpoints, models, strict=True):
-        images, _ = draw_images(model, config, arguments.num_samples, checkpoint.seed)
+        images, _ = draw_samples(model, config, arguments.num_samples, checkpoint.seed)
         report(str(path), classifier, images)
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "plot": "Draw what a model has learnt.",
     "info": "Show what a checkpoint holds, and verify it.",
     "check": "Resolve a configuration; train nothing.",
+    "data": "Fetch or verify a data set, and draw it.",
 }
 
 

@@ -12,10 +12,13 @@ if TYPE_CHECKING:
 
 
 def read_config(path: Path, overrides: tuple[str, ...], seed: int | None) -> Config:
-    """The configuration with what the command line changes in it."""
+    """The configuration with what the command line changes in it, and the heads of the data that it names looked at."""
     from lvkam.config import load_config
+    from lvkam.sources import check_dataset
 
-    return load_config(path, overrides if seed is None else (*overrides, f"TRAINING.seed={seed}"))
+    config = load_config(path, overrides if seed is None else (*overrides, f"TRAINING.seed={seed}"))
+    check_dataset(config)
+    return config
 
 
 def _verified(_: click.Context, __: click.Parameter, path: Path) -> Path:
@@ -24,6 +27,15 @@ def _verified(_: click.Context, __: click.Parameter, path: Path) -> Path:
 
     read_checkpoint(path)
     return path
+
+
+def checked_data(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    """The heads of data are looked at before anything as large as torch is imported."""
+    from lvkam.sources import check_own
+
+    if name is not None:
+        check_own(name)
+    return name
 
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
@@ -37,6 +49,10 @@ data_dir_option = click.option(
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder to look for data sets in first.",
 )
+data_option = click.option(
+    "--data", metavar="NAME|PATH", callback=checked_data,
+    help="Other data than the test split of the model's own: a name, a .npz, .h5 or .csv file, a folder of images.",
+)  # fmt: skip
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 output_folder_option = click.option(
     "--output", type=click.Path(path_type=Path), help="Run folder; default logs/METHOD/PRIOR/DATASET_SEED."

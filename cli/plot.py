@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import checkpoint_argument, data_dir_option, overwrite_option, seed_option
+from .options import checkpoint_argument, data_dir_option, data_option, overwrite_option, seed_option
 
 
 @click.command("plot")
@@ -16,6 +16,7 @@ from .options import checkpoint_argument, data_dir_option, overwrite_option, see
 @click.option("--output", type=click.Path(path_type=Path), help="PNG, PDF or SVG file; default: KIND.png here.")
 @click.option("--num-images", type=click.IntRange(1), default=8, show_default=True,
               help="How many images, the first of the test split.")  # fmt: skip
+@data_option
 @overwrite_option
 @seed_option
 @data_dir_option
@@ -24,6 +25,7 @@ def command(
     what: str,
     output: Path | None,
     num_images: int,
+    data: str | None,
     overwrite: bool,
     seed: int | None,
     data_dir: Path | None,
@@ -37,6 +39,7 @@ def command(
             output or Path(f"{what}.png"),
             num_images=num_images,
             seed=seed,
+            data=data,
             data_dir=data_dir,
             overwrite=overwrite,
         )

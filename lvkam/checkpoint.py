@@ -4,6 +4,7 @@
     /prior/mixture_logits  (Q, P)
     /prior/layers/<n>/     grid (I, G+1+2k)  coef (I, O, K)  w_base (I, O)  w_spline (I, O)  [bandwidth ()]
     /generator/layers/<n>/ the same
+    /data/                 of a table: mean (D)  std (D), its columns' standardisation; their names: attr columns, lines
     /training/optimizer/   the optimiser's state, an array for each of its quantities under each parameter's path
     /training/progress/    `TrainingState`: counts, sums, random numbers, the log
     /training/             compiled (), on_gpu (), threads (), data_sha256 (32): what the run was trained with
@@ -40,12 +41,14 @@ from lvkam.hdf5 import (
 )
 from lvkam.progress import TrainingState
 from lvkam.sections import UnivariateConfig
+from lvkam.standardisation import Standardisation
 
 FORMAT = "lvkam-checkpoint"
 FORMAT_VERSION = 1
 _TEXT = ("lvkam_version", "config", "dataset")
 _NUMBERS = ("seed", "epoch", "iteration")
 _ATTRIBUTES = ("format", "format_version", *_TEXT, *_NUMBERS, "image_shape", "sha256")
+_OF_TABLES = ("columns",)
 LARGEST_SIDE = 10**6
 """Of an image."""
 
@@ -72,6 +75,7 @@ class Checkpoint:
     """The resolved configuration, INI text."""
     dataset: str
     image_shape: tuple[int, ...]
+    """(H, W) or (H, W, 3); (D,) of a table."""
     seed: int
     epoch: int
     iteration: int
@@ -80,6 +84,8 @@ class Checkpoint:
     """`prior/...` and `generator/...`: the model."""
     training: Mapping[str, np.ndarray] = field(repr=False, default_factory=dict)
     """`training/...`: what going on with the training needs; empty in a file of a model alone."""
+    standardisation: Standardisation | None = field(repr=False, default=None)
+    """Of a table's columns."""
 
     @property
     def progress(self) -> TrainingState:
@@ -158,6 +164,9 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "iteration": checkpoint.iteration,
     }
     arrays = {name: np.asarray(a, order="C") for name, a in {**checkpoint.arrays, **checkpoint.training}.items()}
+    if (of_table := checkpoint.standardisation) is not None:
+        attributes["columns"] = "\n".join(of_table.columns)
+        arrays |= {"data/mean": of_table.mean, "data/std": of_table.std}
     digests = {name: digest(array) for name, array in arrays.items()}
 
     def fill(file: h5py.File) -> None:
@@ -191,16 +200,20 @@ def _read(path: Path, file: h5py.File) -> Checkpoint:
     text = {name: read_text(path, file, name) for name in _TEXT}
     numbers = {name: read_integers(path, file, name, ())[0] for name in _NUMBERS}
     shape = read_integers(path, file, "image_shape")
-    of_images = len(shape) >= 2 and shape[2:] in {(), (3,)} and all(0 < side <= LARGEST_SIDE for side in shape)
-    if not of_images or min(numbers.values()) < 0:
+    is_table = len(shape) == 1
+    of_data = shape and shape[2:] in {(), (3,)} and all(0 < side <= LARGEST_SIDE for side in shape)
+    if not of_data or min(numbers.values()) < 0:
         raise CheckpointError(f"{path}: damaged: {shape}, {numbers}: not numbers of a run")
     config, data_dim = parse_config(text["config"], f"{path} (config)"), math.prod(shape)
 
     model = model_layout(config, data_dim)
     layout = dict(model)
+    if is_table:
+        text["columns"] = read_text(path, file, "columns")
+        layout |= {"data/mean": (_WIDE, shape), "data/std": (_WIDE, shape)}
     if holds(file, "training"):
         layout |= training_layout(config, data_dim, numbers["epoch"])
-    check_names(path, file, _ATTRIBUTES, layout)
+    check_names(path, file, _ATTRIBUTES + _OF_TABLES * is_table, layout)
     read = {name: read_array(path, file, name, *entry) for name, entry in layout.items()}
     arrays = {name: array for name, (array, _) in read.items()}
     digests = {name: checksum for name, (_, checksum) in read.items()}
@@ -221,8 +234,9 @@ def _read(path: Path, file: h5py.File) -> Checkpoint:
         iteration=numbers["iteration"],
         lvkam_version=text["lvkam_version"],
         arrays={name: arrays[name] for name in model},
-        training={name: array for name, array in arrays.items() if name not in model},
-    )  # fmt: skip
+        training={name: array for name, array in arrays.items() if name.startswith("training/")},
+        standardisation=_standardisation(path, text["columns"], arrays) if is_table else None,
+    )
     if checkpoint.training:
         try:
             progress = checkpoint.progress  # making it verifies it
@@ -232,6 +246,13 @@ def _read(path: Path, file: h5py.File) -> Checkpoint:
         if progress.batches > most:
             raise CheckpointError(f"{path}: damaged: {progress.batches} batches of an epoch of {most}")
     return checkpoint
+
+
+def _standardisation(path: Path, columns: str, arrays: Mapping[str, np.ndarray]) -> Standardisation:
+    names = tuple(columns.split("\n"))
+    if len(names) != len(arrays["data/mean"]) or not (arrays["data/std"] > 0).all():
+        raise CheckpointError(f"{path}: damaged: no standardisation of its {len(arrays['data/mean'])} columns")
+    return Standardisation(names, arrays["data/mean"], arrays["data/std"])
 
 
 def problem_of(name: str, array: np.ndarray) -> str | None:
@@ -261,6 +282,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "iteration": checkpoint.iteration,
         "dataset": checkpoint.dataset,
         "image_shape": list(checkpoint.image_shape),
+        **({} if checkpoint.standardisation is None else {"columns": list(checkpoint.standardisation.columns)}),
         "seed": checkpoint.seed,
         "lvkam_version": checkpoint.lvkam_version,
         "verified": True,  # reading it verified every checksum

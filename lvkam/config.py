@@ -93,7 +93,7 @@ NOT_IMPLEMENTED: dict[tuple[str, str], tuple[Any, ...]] = {
 NARROWEST_GAP = 1e-6
 """Between knots, relative to where they lie: several steps of float32."""
 
-SPLIT_SIZES = {"MNIST": (60000, 10000), "FMNIST": (60000, 10000)}
+SPLIT_SIZES = {"MNIST": (60000, 10000), "FMNIST": (60000, 10000), "CIFAR10": (50000, 10000), "SVHN": (73257, 26032)}
 """Training and test images of the data sets known by name, so that asking for more is found with all else."""
 
 _OLD_WITHOUT_EFFECT = ("output_dim", "inversion_sampling_interpolate", "prior_regularization_weight")

@@ -1,99 +1,80 @@
-"""Image data sets: found on disk or downloaded, verified, read, resized, brought to [0, 1].
+"""Data sets as the model sees them: images in [0, 1], resized if asked; tables with standardised columns.
 
-Looked for in this order: the folder given, `LVKAM_DATA_DIR` (both laid out as torchvision does,
-`MNIST/raw/train-images-idx3-ubyte`, plain or gzip), the package itself (MNIST), the folder of Debian's package
-`dataset-fashion-mnist`; then downloaded into the user's cache.
-
-Letters: N images, H x W pixels, D = H W data dimensions.
+Letters: N images or rows, H x W pixels, C channels, D data dimensions (H W, H W C, or columns).
 """
 
 from __future__ import annotations
 
-import difflib
-import gzip
-import hashlib
-import os
-import struct
-import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lvkam.errors import InputError
+from lvkam.readers import SPLITS, WHOLE, DataError, Rows, read_idx
+from lvkam.sources import SOURCES, arrays_of, find
+from lvkam.standardisation import Standardisation
 
-
-class DataError(InputError):
-    """Data that cannot be had or read; one message says what is missing or wrong."""
+RESIZE_CHUNK = 4096
+"""Images that are resized at a time, to bound the memory."""
+CHANNELS = (1, 3)
+"""Grey or colour."""
 
 
 class TooFewImagesError(DataError):
-    """A split holds fewer images than were asked for."""
+    """A split holds fewer images, or rows, than were asked for."""
 
-    def __init__(self, name: str, split: str, available: int, requested: int):
-        self.split, self.available, self.requested = split, available, requested
-        super().__init__(f"{name} has {available} {split} images, fewer than the {requested} asked for")
+    def __init__(self, name: str, split: str, available: int, requested: int, what: str = "images"):
+        self.split, self.available, self.requested, self.what = split, available, requested, what
+        super().__init__(f"{name} has {available} {split} {what}, fewer than the {requested} asked for")
+
+
+class Samples(NamedTuple):
+    """Images, or rows of a table, as a model sees them."""
+
+    x: Tensor
+    """(N, D), float32: in [0, 1], or standardised."""
+    shape: tuple[int, ...]
+    """Of one: (H, W) or (H, W, C), or (D,)."""
+    scaling: str
+    """How the values were brought to what they are, in words."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images of both splits, row by row."""
+    """Images, or rows of a table, of both splits."""
 
     name: str
     train: Tensor
-    """(N, D), float32, in [0, 1]."""
+    """(N, D), float32: in [0, 1], or standardised."""
     test: Tensor
     """(M, D), likewise."""
     image_shape: tuple[int, ...]
-    """(H, W)."""
+    """(H, W) or (H, W, C); (D,) of a table."""
+    scaling: str = "values as they are"
+    """How the values were brought to what they are, in words."""
+    standardisation: Standardisation | None = None
+    """Of a table."""
 
+    @property
+    def log_volume(self) -> float:
+        """What log p of the values here exceeds log p of the original ones by, in nats; 0 for images."""
+        return 0.0 if self.standardisation is None else self.standardisation.log_volume
 
-@dataclass(frozen=True)
-class IdxSource:
-    """A data set of idx files."""
+    @property
+    def what(self) -> str:
+        """What it holds, in a word."""
+        return "images" if self.standardisation is None else "rows"
 
-    folder: str
-    """Its name in torchvision's layout."""
-    mirrors: tuple[str, ...]
-    sha256: dict[str, str]
-    """File name without .gz -> SHA-256 of the uncompressed bytes: compression may differ from mirror to mirror."""
-
-
-FILES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
-"""Images and labels of each split."""
-
-SOURCES = {
-    "MNIST": IdxSource("MNIST", (), {}),
-    "FMNIST": IdxSource(
-        "FashionMNIST",
-        (
-            "https://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-        ),
-        {
-            "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-            "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-            "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-            "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        },
-    ),
-}
-NOT_IMPLEMENTED = ("CIFAR10", "SVHN")
-"""Known names that later versions will read."""
-
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts its files."""
-
-RESIZE_CHUNK = 4096
-"""Images that are resized at a time, to bound the memory."""
+    def __str__(self) -> str:
+        size = (
+            "x".join(map(str, self.image_shape)) if self.standardisation is None else f"{self.image_shape[0]} columns"
+        )
+        return f"{self.name}, {size}, {len(self.train)} {self.what}, {self.scaling}"
 
 
 def load_dataset(
@@ -103,31 +84,90 @@ def load_dataset(
     resize: tuple[int, int] | None = None,
     data_dir: Path | None = None,
 ) -> Dataset:
-    """The first images of both splits.
+    """The first images, or rows, of both splits; of data in one piece the first N and the next M.
 
     Args:
-        name: `MNIST` or `FMNIST`.
+        name: `MNIST`, `FMNIST`, `CIFAR10`, `SVHN`; or the path of a `.npz`, `.h5` or `.csv` file or a folder of images.
         num_train: N.
-        num_test: M, of the test split.
+        num_test: M.
         resize: (H, W), by antialiased bilinear interpolation; the native size if None.
-        data_dir: where to look first.
+        data_dir: where to look first for a data set known by name.
 
     Raises:
         DataError: an unknown name, or files that cannot be had or are not what they should be.
         TooFewImagesError: a split is smaller than asked for.
     """
-    train, test = (
-        _first_images(name, split, count, resize, data_dir)
-        for split, count in (("train", num_train), ("test", num_test))
-    )
-    if train.shape[1:] != test.shape[1:]:
-        raise DataError(f"{name}: its images are {tuple(train.shape[1:])} in training, {tuple(test.shape[1:])} in test")
-    return Dataset(name, train.flatten(1), test.flatten(1), tuple(train.shape[1:]))
+    arrays = arrays_of(name, data_dir)
+    if WHOLE in arrays:
+        rows = arrays[WHOLE]
+        for split, available, asked in (
+            ("train", rows.shape[0], num_train), ("test", rows.shape[0] - num_train, num_test),
+        ):  # fmt: skip
+            _check_number(name, split, rows, available, asked)
+        train, test = np.split(rows.read(0, num_train + num_test), [num_train])
+    else:
+        for split, asked in zip(SPLITS, (num_train, num_test), strict=True):
+            _check_number(name, split, arrays[split], arrays[split].shape[0], asked)
+        rows = arrays["train"]
+        train, test = rows.read(0, num_train), arrays["test"].read(0, num_test)
+    if rows.is_table:
+        table = checked_table(name, train, rows.columns), checked_table(name, test, rows.columns)
+        try:
+            standardisation = Standardisation.of(table[0], rows.columns)
+        except ValueError as error:
+            raise DataError(f"{name}: {error}") from error
+        found = [_standardised(part, standardisation) for part in table]
+    else:
+        standardisation, found = None, _unit_images(name, (train, test), resize)
+    (x, shape, scaling), (y, shape_of_test, _) = found
+    if shape != shape_of_test:
+        what = "rows" if rows.is_table else "images"
+        raise DataError(f"{name}: its {what} are {shape} in training, {shape_of_test} in test")
+    return Dataset(name, x, y, shape, scaling, standardisation)
+
+
+def load_samples(
+    name: str,
+    count: int | None,
+    resize: tuple[int, int] | None = None,
+    data_dir: Path | None = None,
+    standardisation: Standardisation | None = None,
+    split: Literal["train", "test"] = "test",
+) -> Samples:
+    """The first images, or rows, of a split, or of data in one piece.
+
+    Args:
+        name: as for `load_dataset`.
+        count: how many; all if None.
+        resize: (H, W), of images.
+        data_dir: where to look first for a data set known by name.
+        standardisation: of the table that the model was trained with, or None if that was images.
+        split: where there are two.
+
+    Raises:
+        DataError: as `load_dataset`; or a table where images are expected, or the reverse.
+        TooFewImagesError: there are fewer.
+    """
+    arrays = arrays_of(name, data_dir)
+    rows = arrays[split if split in arrays else WHOLE]
+    if rows.is_table != (standardisation is not None):
+        what = ("images", "a table") if standardisation is None else ("a table", "images")
+        raise DataError(f"{name}: holds {what[1]}, the model was trained with {what[0]}")
+    _check_number(name, split, rows, rows.shape[0], count or 1)
+    values = rows.read(0, count or rows.shape[0])
+    if standardisation is None:
+        return _unit_images(name, (values,), resize)[0]
+    if values.shape[1] != len(standardisation.columns):
+        raise DataError(f"{name}: has {values.shape[1]} columns, the model {len(standardisation.columns)}")
+    if rows.names and rows.columns != standardisation.columns:
+        names = ", ".join(standardisation.columns)
+        raise DataError(f"{name}: its columns are {', '.join(rows.columns):.200}, the model's {names:.200}")
+    return _standardised(checked_table(name, values, standardisation.columns), standardisation)
 
 
 def load_labels(name: str, split: str, count: int, data_dir: Path | None = None) -> Tensor:
-    """The labels of the first images of a split, (count,), int64; raises as `load_dataset`."""
-    labels = read_idx(_find(name, FILES[split][1], data_dir))
+    """The labels of the first images of a split of MNIST or FMNIST, (count,), int64; raises as `load_dataset`."""
+    labels = read_idx(find(name, SOURCES[name].labels[split], data_dir))
     if labels.ndim != 1:
         raise DataError(f"{name}: its labels have {labels.ndim} dimensions instead of 1")
     if count > len(labels):
@@ -135,144 +175,88 @@ def load_labels(name: str, split: str, count: int, data_dir: Path | None = None)
     return torch.from_numpy(labels[:count].astype(np.int64))
 
 
-def _first_images(name: str, split: str, count: int, resize: tuple[int, int] | None, data_dir: Path | None) -> Tensor:
-    path = _find(name, FILES[split][0], data_dir)
-    pixels = read_idx(path)
-    if pixels.ndim != 3:
-        raise DataError(f"{path}: holds an array of {pixels.ndim} dimensions, not images")
-    if 0 in pixels.shape[1:]:
-        raise DataError(f"{path}: holds images without pixels")
-    if count > len(pixels):
-        raise TooFewImagesError(name, split, len(pixels), count)
-    return resize_images(torch.from_numpy(pixels[:count]), resize)
+def _check_number(name: str, split: str, rows: Rows, available: int, asked: int) -> None:
+    if asked > available:
+        raise TooFewImagesError(name, split, max(0, available), asked, "rows" if rows.is_table else "images")
 
 
-def resize_images(pixels: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Grey images (N, H, W) in 0..255 to float32 in [0, 1], resized if a size is given."""
+# images
+
+
+def _unit_images(name: str, parts: Sequence[np.ndarray], size: tuple[int, int] | None) -> list[Samples]:
+    """Images of any type and range, in the same way brought to [0, 1]."""
+    offset, divisor, words = _unit_scale(name, parts)
+    found = []
+    for part in parts:
+        pixels = _channels_last(name, part)
+        chunks = [
+            _resized(torch.from_numpy((chunk.astype(np.float32) - np.float32(offset)) / np.float32(divisor)), size)
+            for chunk in np.split(pixels, range(RESIZE_CHUNK, len(pixels), RESIZE_CHUNK))
+        ]
+        images = torch.cat(chunks) if len(chunks) > 1 else chunks[0]
+        found.append(Samples(images.flatten(1), tuple(images.shape[1:]), words))
+    return found
+
+
+def _channels_last(name: str, pixels: np.ndarray) -> np.ndarray:
+    """(N, H, W), (N, H, W, C) or (N, C, H, W) -> (N, H, W) or (N, H, W, 3)."""
+    if pixels.ndim == 3:
+        return pixels
+    if pixels.shape[3] not in CHANNELS and pixels.shape[1] in CHANNELS:
+        pixels = pixels.transpose(0, 2, 3, 1)
+    if pixels.shape[3] not in CHANNELS:
+        raise DataError(f"{name}: images of {pixels.shape[3]} channels; must be 1 (grey) or 3 (colour)")
+    return pixels[..., 0] if pixels.shape[3] == 1 else pixels
+
+
+def _unit_scale(name: str, parts: Sequence[np.ndarray]) -> tuple[float, float, str]:
+    """What to subtract and to divide by, so that values lie in [0, 1], and that in words."""
+    if name in SOURCES:
+        return 0.0, 255.0, "values divided by 255"
+    for part in parts:
+        finite = np.isfinite(part).reshape(len(part), -1).all(1)
+        if not finite.all():
+            bad = int(np.flatnonzero(~finite)[0])
+            raise DataError(f"{name}: image {bad} (counted from 0) holds a value that is not finite")
+    low, high = min(part.min().item() for part in parts), max(part.max().item() for part in parts)
+    integers = all(part.dtype.kind in "iu" for part in parts)
+    for largest in (1, 255, 65535) if integers else (1, 255):
+        if low >= 0 and high <= largest:
+            return 0.0, float(largest), f"values divided by {largest}" if largest > 1 else "values as they are"
+    if not integers and low >= -1 and high <= 1:
+        return -1.0, 2.0, "values brought from [-1, 1] to [0, 1]"
+    ranges = "0 to 65535" if integers else "[0, 1], [-1, 1] or [0, 255]"
+    raise DataError(f"{name}: {'integers' if integers else 'floats'} from {low:g} to {high:g}; must be within {ranges}")
+
+
+def _resized(images: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """(N, H, W) or (N, H, W, C) in [0, 1], to another height and width."""
     if size is None:
-        return pixels.float() / 255
-    chunks = [
-        F.interpolate(
-            chunk.unsqueeze(1).float() / 255, size, mode="bilinear", antialias=True, align_corners=False
-        ).squeeze(1)
-        for chunk in pixels.split(RESIZE_CHUNK)
-    ]
-    return torch.cat(chunks).clamp(0, 1)
+        return images
+    grey = images.ndim == 3
+    channels_first = images.unsqueeze(1) if grey else images.permute(0, 3, 1, 2)
+    resized = F.interpolate(channels_first, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+    return resized.squeeze(1) if grey else resized.permute(0, 2, 3, 1).contiguous()
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Read an idx file of bytes, plain or gzip; no more than its header announces.
+# tables
+
+
+def checked_table(name: str, table: np.ndarray, columns: tuple[str, ...]) -> np.ndarray:
+    """A table as float64, (N, D).
 
     Raises:
-        DataError: not such a file, or one cut short.
+        DataError: a value is missing or infinite; its column is named.
     """
-    try:
-        with path.open("rb") as raw:
-            zipped = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if zipped else path.open("rb") as file:
-            head = file.read(4)
-            if len(head) < 4 or head[:2] != b"\0\0":
-                raise DataError(f"{path}: not an idx file (it begins with {head!r})")
-            if head[2] != 8:
-                raise DataError(f"{path}: idx type 0x{head[2]:02x}; only unsigned bytes (0x08) are images")
-            if not 1 <= head[3] <= 4:
-                raise DataError(f"{path}: an idx file of {head[3]} dimensions")
-            sizes = file.read(4 * head[3])
-            if len(sizes) < 4 * head[3]:
-                raise DataError(f"{path}: cut short within its header")
-            shape = struct.unpack(f">{head[3]}I", sizes)
-            expected = int(np.prod(shape, dtype=object))
-            if expected > 2**32:
-                raise DataError(f"{path}: its header announces {expected} bytes, more than 4 GiB")
-            content = file.read(expected + 1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(content) != expected:
-        found = "more" if len(content) > expected else f"only {len(content)}"
-        raise DataError(f"{path}: its header announces {expected} bytes, it holds {found}")
-    return np.frombuffer(content, np.uint8).reshape(shape).copy()
+    table = table.astype(np.float64)
+    bad = np.argwhere(~np.isfinite(table))
+    if len(bad):
+        row, column = bad[0]
+        what = "has no value" if np.isnan(table[row, column]) else "is infinite"
+        raise DataError(f"{name}: the column {columns[column]} {what} in row {row} (counted from 0); fill or drop it")
+    return table
 
 
-def _find(name: str, file: str, data_dir: Path | None) -> Path:
-    """The file of a data set, from the first place that holds it."""
-    source = _source(name)
-    places = list(_places(name, source, data_dir))
-    for place in places:
-        for path in (place / file, place / f"{file}.gz"):
-            if path.is_file():
-                return path
-    return _download(name, source, file, places)
-
-
-def _source(name: str) -> IdxSource:
-    if name in SOURCES:
-        return SOURCES[name]
-    if name in NOT_IMPLEMENTED:
-        raise DataError(f"the data set {name} is not implemented yet; there are {', '.join(SOURCES)}")
-    if os.path.exists(name):
-        raise DataError(f"reading images from a path is not implemented yet; there are {', '.join(SOURCES)}")
-    near = difflib.get_close_matches(name.upper(), SOURCES, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SOURCES)}"
-    raise DataError(f"unknown data set {name}; {hint}")
-
-
-def _places(name: str, source: IdxSource, data_dir: Path | None) -> Iterator[Path]:
-    if data_dir is not None:
-        yield data_dir / source.folder / "raw"
-    if environment := os.environ.get("LVKAM_DATA_DIR"):
-        yield Path(environment) / source.folder / "raw"
-    if name == "MNIST":
-        yield Path(__file__).parent / "datasets" / "MNIST" / "raw"
-    if name == "FMNIST":
-        yield DEBIAN_FOLDER
-    yield _cache(source)
-
-
-def _cache(source: IdxSource) -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("lvkam")) / source.folder / "raw"
-
-
-def _download(name: str, source: IdxSource, file: str, places: list[Path]) -> Path:
-    """Fetch a file from the first mirror that has the right bytes."""
-    import filelock
-    import pooch
-    import requests
-
-    folder = _cache(source)
-    tried = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / f".{file}.lock"):
-            if (folder / f"{file}.gz").is_file():  # another process was quicker
-                return folder / f"{file}.gz"
-            for mirror in source.mirrors:
-                url = f"{mirror}{file}.gz"
-                try:
-                    fetched = Path(pooch.retrieve(url, None, fname=f".{file}.part", path=folder, progressbar=True))
-                except (OSError, requests.RequestException) as error:
-                    tried.append(f"{url} ({type(error).__name__})")
-                    continue
-                if _unzipped_sha256(fetched) == source.sha256[file]:
-                    return fetched.replace(folder / f"{file}.gz")
-                fetched.unlink()
-                tried.append(f"{url} (wrong bytes)")
-    except OSError as error:
-        raise DataError(f"{name}: {folder} cannot be written ({error.strerror})") from error
-    looked = ", ".join(str(place) for place in places)
-    raise DataError(
-        f"{name}: {file} is missing. Looked in {looked}; tried {', '.join(tried) or 'no download'}. "
-        f"Put {file}.gz into one of these folders, or name another with --data-dir or LVKAM_DATA_DIR"
-    )
-
-
-def _unzipped_sha256(path: Path) -> str | None:
-    try:
-        with gzip.open(path) as file:
-            # a gzip file reads into buffers, which its stub leaves out
-            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    except (EOFError, OSError, zlib.error):
-        return None  # not gzip: wrong bytes, as the caller says
+def _standardised(table: np.ndarray, standardisation: Standardisation) -> Samples:
+    x = torch.from_numpy(standardisation.apply(table))
+    return Samples(x, tuple(x.shape[1:]), "columns standardised")

@@ -1,4 +1,4 @@
-"""What a run would be: the same checks, and nothing trained."""
+"""What a run would be, and what data is there: the same checks, and nothing trained."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from pathlib import Path
 
 from lvkam.build import build_model, build_objective, compilation_plan, layers_of
 from lvkam.config import Config
-from lvkam.data import Dataset
+from lvkam.data import Dataset, checked_table, load_samples
 from lvkam.evidence import CHUNK
 from lvkam.experiment import load_config_dataset
 from lvkam.model import LVKAM
 from lvkam.objectives import Objective, ThermodynamicIntegration
-from lvkam.run_folder import check_folder, default_folder, results_in
+from lvkam.plots import MOST_IMAGES, pair_plot, save_image_grid
+from lvkam.readers import DataError
+from lvkam.run_folder import check_files, check_folder, default_folder, results_in
+from lvkam.sources import arrays_of, files_of, find, is_path, verify
 from lvkam.univariate import CHUNK as FEATURES
+from lvkam.writing import write_atomically
 
 HELD = ", which holds a run: --resume goes on with it, --overwrite replaces it"
 
@@ -30,18 +34,60 @@ def describe_run(config: Config, output: Path | None = None, data_dir: Path | No
     training = config.training
     steps = math.ceil(training.num_train / training.batch_size)
     return {
-        "data": f"{dataset.name}, {'x'.join(map(str, dataset.image_shape))}, {len(dataset.train)} images",
+        "data": str(dataset),
         "prior": f"{config.prior.latent_dim} latent coordinates, {config.prior.num_components} components each, "
         f"{config.prior.reference_density} reference",
         "generator": " -> ".join(map(str, (*config.generator.widths, math.prod(dataset.image_shape)))),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "steps": f"{training.num_epochs} epochs of {steps} steps of {training.batch_size} images "
+        "steps": f"{training.num_epochs} epochs of {steps} steps of {training.batch_size} {dataset.what} "
         f"and {training.num_samples} samples",
         "objective": _describe_objective(build_objective(config)),
         "kernels": f"not compiled: {plan}" if (plan := compilation_plan(config)) else "compiled, if a compiler works",
         "memory": f"about {_memory_estimate(model, config, dataset) / 2**20:.0f} MiB",
         "folder": f"{folder}{HELD if results_in(folder) else ''}",
     }
+
+
+def describe_data(name: str, picture: Path, data_dir: Path | None = None, *, overwrite: bool = False) -> dict[str, str]:
+    """Find or fetch a data set, verify it where its checksums are known, and draw its first images or rows.
+
+    Args:
+        name: as for `load_dataset`.
+        picture: PNG file.
+        data_dir: where to look first.
+        overwrite: whether the picture may be replaced.
+
+    Raises:
+        DataError: it cannot be had, is damaged, or has other bytes than the published ones.
+        OutputError: the picture is there already, or cannot be written.
+    """
+    check_files([picture], overwrite)
+    described: dict[str, str] = {}
+    for file in () if is_path(name) else files_of(name):
+        path = find(name, file, data_dir)
+        verified = verify(name, file, path)
+        if verified is False:
+            raise DataError(f"{path}: has other bytes than the published {file}: remove it, and it is fetched anew")
+        described[file] = f"{path}, {'no checksum of it is published' if verified is None else 'verified'}"
+    arrays = arrays_of(name, data_dir)
+    for split, rows in arrays.items():
+        size = "x".join(map(str, rows.shape[1:]))
+        kind = f"{size} columns" if rows.is_table else f"images of {size}"
+        described[split] = f"{rows.shape[0]} {'rows of ' if rows.is_table else ''}{kind}, {rows.dtype}"
+    rows = next(iter(arrays.values()))
+    if rows.is_table:
+        table = checked_table(name, rows.read(0, rows.shape[0]), rows.columns)
+        described["columns"] = ", ".join(rows.columns)
+        figure = pair_plot(table, rows.columns, table.mean(0), table.std(0))
+        with write_atomically(picture) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+    else:
+        shown = load_samples(name, min(MOST_IMAGES, rows.shape[0]), None, data_dir, split="train")
+        described["values"] = shown.scaling
+        with write_atomically(picture) as temporary:
+            save_image_grid(temporary, shown.x.numpy().reshape(-1, *shown.shape))
+    described["picture"] = str(picture)
+    return described
 
 
 def _describe_objective(objective: Objective) -> str:

@@ -28,12 +28,14 @@ from lvkam.build import (
 )
 from lvkam.checkpoint import Checkpoint, CheckpointError, problem_of, write_checkpoint
 from lvkam.config import Config, ConfigError
-from lvkam.data import DataError, Dataset, TooFewImagesError, load_dataset
+from lvkam.data import Dataset, TooFewImagesError, load_dataset
+from lvkam.hdf5 import HDF5Error
 from lvkam.interruption import Interrupted, Interruption
 from lvkam.model import LVKAM
 from lvkam.optimizers import build_optimizer
 from lvkam.plots import save_loss_curve
 from lvkam.progress import EpochRecord, TrainingState
+from lvkam.readers import DataError
 from lvkam.resumption import resume_point
 from lvkam.run_folder import (
     OUTCOMES,
@@ -43,28 +45,42 @@ from lvkam.run_folder import (
     default_folder,
     locked,
     results_in,
-    save_images,
+    save_samples,
     write_losses,
 )
+from lvkam.sources import dataset_error
 from lvkam.training import Callbacks, is_finished, random_stream, rehearse, train
 from lvkam.writing import WriteError, write_atomically
 
 
 def load_config_dataset(config: Config, data_dir: Path | None = None) -> Dataset:
-    """The images that a configuration names.
+    """The images, or the table, that a configuration names.
 
     Raises:
-        ConfigError: the images cannot be had, or are fewer than N_train or N_test.
+        ConfigError: they cannot be had, are fewer than N_train or N_test, or another kind than the likelihood is for.
     """
     settings = config.training
     try:
-        return load_dataset(settings.dataset, settings.num_train, settings.num_test, settings.img_resize, data_dir)
+        dataset = load_dataset(settings.dataset, settings.num_train, settings.num_test, settings.img_resize, data_dir)
     except TooFewImagesError as error:
         key = {"train": "N_train", "test": "N_test"}[error.split]
-        message = f"at most {error.available}, the {error.split} images of {settings.dataset}"
+        message = f"at most {error.available}, the {error.split} {error.what} of {settings.dataset}"
         raise ConfigError([config.problem("TRAINING", key, message)]) from error
-    except DataError as error:
-        raise ConfigError([f"{config.source}: [TRAINING] dataset = {settings.dataset}: {error}"]) from error
+    except (DataError, HDF5Error) as error:
+        raise dataset_error(config, error) from error
+    if dataset.standardisation is not None:
+        problems = [
+            config.problem(section, key, f"{allowed}, since {settings.dataset} is a table")
+            for section, key, value, allowed in (
+                ("KAN_LIKELIHOOD", "likelihood_model", config.generator.likelihood, "l2"),
+                ("KAN_LIKELIHOOD", "output_activation", config.generator.output_activation, "none"),
+                ("TRAINING", "img_resize", settings.img_resize or "native", "native"),
+            )
+            if value != allowed
+        ]
+        if problems:
+            raise ConfigError(problems)
+    return dataset
 
 
 def _tell(line: str) -> None:
@@ -192,13 +208,13 @@ class _Run:
         if state is not None and "ckpt.h5" in missing:  # it goes on from another one
             self._save("ckpt.h5", state)
         self.say(
-            f"{self.dataset.name} {'x'.join(map(str, self.dataset.image_shape))}, {len(images)} images; "
+            f"{self.dataset}; "
             f"{sum(p.numel() for p in self.model.parameters())} parameters on "
             f"{_device_name(self.model.prior.mixture_logits.device)}; writing to {folder}"
         )
         if {"real_images.h5", "real_images.png"} & set(missing):
             shown = images[: settings.num_generated].numpy()
-            save_images(folder / "real_images.h5", shown, self.dataset.image_shape)
+            self._save_samples("real_images.h5", shown)
         if state is not None and finished:
             # where no epoch was completed, none was the best
             absent = ", ".join(name for name in missing if name != "best.h5" or math.isfinite(state.best_nll))
@@ -213,15 +229,18 @@ class _Run:
         if not all((folder / name).exists() for name in ("generated_images.h5", "generated_images.png")):
             # from the file and not compiled, as `lvkam sample` draws them: to the same bits
             model = load_model(folder / "ckpt.h5")
-            drawn, _ = draw_images(model, self.config, settings.num_generated, settings.seed)
-            save_images(folder / "generated_images.h5", drawn.numpy(), self.dataset.image_shape)
+            drawn, _ = draw_samples(model, self.config, settings.num_generated, settings.seed)
+            self._save_samples("generated_images.h5", drawn.numpy())
         assert state is not None
         self.say(
-            f"trained for {state.seconds:.0f} s; {settings.num_generated} generated images in "
+            f"trained for {state.seconds:.0f} s; {settings.num_generated} generated {self.dataset.what} in "
             f"{folder / 'generated_images.png'}"
         )
         if math.isfinite(state.best_nll) and not (folder / "best.h5").exists():
             self.say("best.h5 is missing: only training again can make it again")
+
+    def _save_samples(self, name: str, x: np.ndarray) -> None:
+        save_samples(self.folder / name, x, self.dataset.image_shape, self.dataset.standardisation)
 
     def _restore(self, saved: Checkpoint, state: TrainingState, trains: bool) -> None:
         """Bring model, optimiser and random numbers to where the run was saved."""
@@ -310,6 +329,7 @@ class _Run:
             iteration=state.iteration,
             lvkam_version=importlib.metadata.version("lvkam"),
             arrays=arrays,
+            standardisation=self.dataset.standardisation,
             training={
                 "training/compiled": np.asarray(self.not_compiled is None),
                 "training/on_gpu": np.asarray(self._is_on_gpu),
@@ -329,15 +349,15 @@ def _device_name(device: torch.device) -> str:
     return f"{device} ({torch.get_num_threads()} threads)"
 
 
-def draw_images(model: LVKAM, config: Config, num_images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images (N, D), clipped to [0, 1], and their latents (N, Q), both on the CPU.
+def draw_samples(model: LVKAM, config: Config, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Samples (N, D), as the model sees data, and their latents (N, Q), both on the CPU.
 
-    Drawn `batch_size_for_gen` at a time, in whole batches: the same seed gives the same images, whoever asks for
+    Drawn `batch_size_for_gen` at a time, in whole batches: the same seed gives the same samples, whoever asks for
     them, and asking for more does not change the first.
     """
     rng = random_stream(seed, "generation")
     size = config.training.generation_batch_size
     table = model.prior.table()
-    latents = [model.prior.sample(size, rng, table) for _ in range(0, num_images, size)]
-    images = [model.decode(z).clamp(0, 1).cpu() for z in latents]
-    return torch.cat(images)[:num_images], torch.cat(latents).cpu()[:num_images]
+    latents = [model.prior.sample(size, rng, table) for _ in range(0, num_samples, size)]
+    samples = [model.decode(z).cpu() for z in latents]
+    return torch.cat(samples)[:num_samples], torch.cat(latents).cpu()[:num_samples]

@@ -31,6 +31,9 @@ LONGEST_TEXT = 2**16
 EMPTINESS = 1000
 """A file may be so many times as large as what the disk holds of it, as file systems that compress have it."""
 
+KNOWN_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
+"""Of arrays in files of other people's: those that come with h5py."""
+
 Layout = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 """Names of arrays, with their types and shapes."""
 
@@ -68,8 +71,12 @@ def _seal(sha256: str, size: int) -> bytes:
 
 
 @contextmanager
-def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Context: a sealed file, verified and open for the functions below.
+def open_hdf5(path: Path, *, sealed: bool = True) -> Iterator[h5py.File]:
+    """Context: a file open for the functions below.
+
+    Args:
+        path: the file.
+        sealed: whether it must have a seal, which is verified first.
 
     Raises:
         HDF5Error: it is missing, no such file or damaged; or an array or attribute asked for is not what it should be.
@@ -82,7 +89,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         raise HDF5Error(f"{path}: cannot be read ({error.strerror})") from error
     with raw:
         try:
-            _check_seal(path, raw)
+            if sealed:
+                _check_seal(path, raw)
             # by its bytes, not its path: so the library reads what was verified
             with h5py.File(raw, "r") as file:
                 yield file
@@ -221,9 +229,7 @@ def read_array(
     if not item.id.get_type().equal(h5py.h5t.py_create(dtype)) or item.shape != shape:
         found = f"{item.dtype} {item.shape}"[:80]
         raise HDF5Error(f"{path}: {name} holds {found}, its configuration means {dtype} {shape}")
-    how = item.id.get_create_plist()
-    plain = how.get_layout() in {h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT}
-    if not plain or how.get_external_count() or how.get_nfilters():
+    if not _is_stored_within(item, {h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT}, set()):
         raise HDF5Error(f"{path}: {name} is not stored plainly within the file")
     stored = min(item.id.get_storage_size(), file.id.get_filesize())
     if stored != item.nbytes:
@@ -234,6 +240,49 @@ def read_array(
     if read_text(path, item, "sha256") != checksum:
         raise HDF5Error(f"{path}: damaged: the checksum of {name} does not match")
     return array, checksum
+
+
+def _is_stored_within(item: h5py.Dataset, layouts: Collection[int], filters: Collection[int]) -> bool:
+    """Whether all of an array lies in its own file, in one of these ways."""
+    how = item.id.get_create_plist()
+    used = {how.get_filter(index)[0] for index in range(how.get_nfilters())}
+    return how.get_layout() in layouts and not how.get_external_count() and used <= set(filters)
+
+
+def names_of_arrays(path: Path, file: h5py.File) -> list[str]:
+    """Names of the arrays at the top of a file of somebody else's.
+
+    Raises:
+        HDF5Error: something there is a link to elsewhere.
+    """
+    names = sorted(name if isinstance(name, str) else repr(name) for name in file)
+    return [name for name in names if isinstance(_child(path, file, name), h5py.Dataset)]
+
+
+def describe_array(path: Path, file: h5py.File, name: str) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape, type and stored bytes of an array of numbers in a file of somebody else's.
+
+    Raises:
+        HDF5Error: it holds something else than numbers, or is stored in another place or way.
+    """
+    item = _child(path, file, name)
+    if not isinstance(item, h5py.Dataset) or item.shape is None:
+        raise HDF5Error(f"{path}: {name} is not an array")
+    numbers = isinstance(item.id.get_type(), h5py.h5t.TypeIntegerID | h5py.h5t.TypeFloatID)
+    if not numbers and item.dtype != np.bool_:
+        raise HDF5Error(f"{path}: {name} holds something else than numbers")
+    layouts = {h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT, h5py.h5d.CHUNKED}
+    if not _is_stored_within(item, layouts, KNOWN_FILTERS):
+        raise HDF5Error(f"{path}: {name} is stored elsewhere, or by a filter other than gzip, lzf, shuffle, fletcher32")
+    return item.shape, item.dtype, min(item.id.get_storage_size(), file.id.get_filesize())
+
+
+def read_rows(path: Path, file: h5py.File, name: str, first: int, last: int) -> np.ndarray:
+    """Rows of an array from one to before another; raises as `describe_array`."""
+    describe_array(path, file, name)
+    item = file[name]
+    assert isinstance(item, h5py.Dataset)
+    return item[first:last]
 
 
 def digest(array: np.ndarray) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import math
 import sys
@@ -15,7 +16,9 @@ from tqdm import tqdm
 
 from lvkam.annealing import RESAMPLERS, Annealed, anneal_prior, power_schedule
 from lvkam.build import load_checkpoint
-from lvkam.data import DataError, load_dataset
+from lvkam.checkpoint import Checkpoint
+from lvkam.config import Config
+from lvkam.data import Samples, load_samples
 from lvkam.evidence import (
     PARTICLES,
     REPETITIONS,
@@ -23,10 +26,12 @@ from lvkam.evidence import (
     annealed_log_evidence,
     importance_log_evidence,
 )
-from lvkam.experiment import draw_images
+from lvkam.experiment import draw_samples
 from lvkam.plots import temperatures_figure
-from lvkam.run_folder import OutputError, check_files, save_images
+from lvkam.readers import DataError
+from lvkam.run_folder import OutputError, check_files, save_samples
 from lvkam.sections import ThermodynamicConfig
+from lvkam.sources import is_path
 from lvkam.training import random_stream
 from lvkam.writing import write_atomically
 
@@ -53,21 +58,23 @@ def evaluate_checkpoint(
     estimator: Literal["importance", "annealed"] = "importance",
     num_temps: int = 100,
     moves: int = 1,
+    data: str | None = None,
     per_image: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Evidence of the first test images under a checkpoint's model: the object of `lvkam evaluate --json`.
+    """Evidence of images, or rows, under a checkpoint's model: the object of `lvkam evaluate --json`.
 
     Args:
         path: the checkpoint.
-        num_images: B, the first ones of the test split; by the estimator if None.
+        num_images: B, the first ones of the test split; by the estimator if None, and all of `data`.
         num_samples: S: draws shared by the images, or particles of each image in each of the repetitions.
         seed: of the samples; the run's own if None.
         data_dir: where to look for the data first.
         estimator: one of `ESTIMATORS`.
         num_temps: T, of the annealed estimator.
         moves: its Metropolis moves at each temperature.
-        per_image: CSV file for the figures of each image.
+        data: name or path of the data to evaluate; the test split of the model's own data set if None.
+        per_image: CSV file for the figures of each image or row.
         overwrite: whether that file may be replaced.
 
     Raises:
@@ -77,29 +84,30 @@ def evaluate_checkpoint(
     """
     if per_image is not None:
         check_files([per_image], overwrite, path)
-    num_images, num_samples = num_images or ESTIMATORS[estimator][0], num_samples or ESTIMATORS[estimator][1]
+    num_samples = num_samples or ESTIMATORS[estimator][1]
+    if num_images is None and (data is None or not is_path(data)):
+        num_images = ESTIMATORS[estimator][0]
     checkpoint, config, model = load_checkpoint(path)
-    dataset = load_dataset(checkpoint.dataset, 1, num_images, config.training.img_resize, data_dir)
-    if dataset.image_shape != checkpoint.image_shape:
-        raise DataError(f"{path}: its model is of images {checkpoint.image_shape}, not {dataset.image_shape}")
+    x = _load_test(path, checkpoint, config, data, num_images, data_dir).x
     rng = random_stream(checkpoint.seed if seed is None else seed, "evaluation")
     shown = sys.stderr.isatty()
     if estimator == "importance":
-        evidence = importance_log_evidence(model, dataset.test, num_samples, rng, progress=shown)
+        evidence = importance_log_evidence(model, x, num_samples, rng, progress=shown)
     else:
-        evidence = annealed_log_evidence(
-            model, dataset.test, num_samples, rng, num_temps=num_temps, moves=moves, progress=shown
-        )
+        evidence = annealed_log_evidence(model, x, num_samples, rng, num_temps=num_temps, moves=moves, progress=shown)
+    of_table = checkpoint.standardisation
+    if of_table is not None:  # of the rows as they are, not standardised
+        evidence = dataclasses.replace(evidence, log_evidence=evidence.log_evidence - of_table.log_volume)
     if per_image is not None:
-        _write_per_image(per_image, evidence)
+        _write_per_image(per_image, evidence, "Image" if of_table is None else "Row")
     nll = -float(evidence.log_evidence.mean())
     annealed = estimator == "annealed"
     return {
         "nll_nats": nll,
         "nll_stderr": evidence.mean_standard_error,
-        "bits_per_dim": nll / math.log(2) / dataset.test.shape[1],
+        "bits_per_dim": nll / math.log(2) / x.shape[1],
         "effective_sample_size": float(evidence.effective_sample_size.mean()),
-        "num_images": num_images,
+        "num_images": len(x),
         "num_samples": num_samples,
         "images_not_to_trust": int((evidence.effective_sample_size < LOWEST_SAMPLE_SIZE).sum()),
         "num_repetitions": REPETITIONS if annealed else 1,
@@ -107,14 +115,30 @@ def evaluate_checkpoint(
         "acceptance": evidence.acceptance,
         "estimator": estimator,
         "likelihood": config.generator.likelihood,
+        "data": data or f"{checkpoint.dataset}, the first of the test split",
     }
 
 
-def _write_per_image(path: Path, evidence: Evidence) -> None:
+def _load_test(
+    path: Path, checkpoint: Checkpoint, config: Config, data: str | None, count: int | None, data_dir: Path | None
+) -> Samples:
+    """The first images or rows of the data given, or of the test split of the checkpoint's own data set."""
+    if data is None and is_path(checkpoint.dataset):
+        # a checkpoint may come from anybody: it does not decide which files are opened
+        raise DataError(f"{path}: its model was trained with files of somebody's own: name the data with --data")
+    found = load_samples(
+        data or checkpoint.dataset, count, config.training.img_resize, data_dir, checkpoint.standardisation
+    )
+    if found.shape != checkpoint.image_shape:
+        raise DataError(f"{path}: its model is of images {checkpoint.image_shape}, not {found.shape}")
+    return found
+
+
+def _write_per_image(path: Path, evidence: Evidence, what: str) -> None:
     columns = (evidence.log_evidence, evidence.standard_error, evidence.effective_sample_size)
     with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("Image", "Log Evidence (nats)", "Standard Error", "Effective Sample Size"))
+        writer.writerow((what, "Log Evidence (nats)", "Standard Error", "Effective Sample Size"))
         for index, row in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
             writer.writerow((index, *(f"{value:.6f}" for value in row)))
 
@@ -125,6 +149,7 @@ def plot_temperatures(
     *,
     num_images: int = 8,
     seed: int | None = None,
+    data: str | None = None,
     data_dir: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -135,6 +160,7 @@ def plot_temperatures(
         output: PNG, PDF or SVG file.
         num_images: of the test split, the first ones.
         seed: of the samples; the run's own if None.
+        data: name or path of the data; the test split of the model's own data set if None.
         data_dir: where to look for the data first.
         overwrite: whether a file that is there may be replaced.
 
@@ -150,7 +176,7 @@ def plot_temperatures(
     if output.suffix.lower() not in {".png", ".pdf", ".svg"}:
         raise OutputError(f"{output}: must end in .png, .pdf or .svg")
     checkpoint, config, model = load_checkpoint(path)
-    dataset = load_dataset(checkpoint.dataset, 1, num_images, config.training.img_resize, data_dir)
+    x = _load_test(path, checkpoint, config, data, num_images, data_dir).x
     rng = random_stream(checkpoint.seed if seed is None else seed, "evaluation")
     settings = config.thermodynamic
     num_temps = settings.num_temps if settings.num_temps > 1 else ThermodynamicConfig().num_temps
@@ -165,7 +191,7 @@ def plot_temperatures(
         )  # fmt: skip
 
     each = 128  # particles of an image for the integrand
-    chunks = dataset.test.split(PARTICLES // each)
+    chunks = x.split(PARTICLES // each)
     bar = tqdm(total=len(chunks) + len(POWERS), desc="annealing", leave=False, disable=not sys.stderr.isatty())
     integrand, particles = [], []
     with bar:
@@ -173,7 +199,7 @@ def plot_temperatures(
             integrand.append(annealed(chunk, each, 1.0, moves=1).expectations)
             bar.update()
         for t in POWERS:
-            found = annealed(dataset.test[:1], 1024, t, moves=3)
+            found = annealed(x[:1], 1024, t, moves=3)
             particles.append((found.state[0], found.weights[0]))
             bar.update()
     # the coordinate that the image tells most about: how far its mean moves, in standard deviations of the prior
@@ -197,14 +223,14 @@ def sample_checkpoint(
     save_latents: bool = False,
     overwrite: bool = False,
 ) -> tuple[Path, Path]:
-    """Draw images from a checkpoint's model into an HDF5 file and a PNG grid.
+    """Draw images, or rows, from a checkpoint's model into an HDF5 file and a picture.
 
     Args:
         path: the checkpoint.
         num_images: N.
         output: the HDF5 file.
         grid: the PNG file; by default `output` with the ending .png.
-        seed: of the samples; the run's own if None, which gives the run's own images.
+        seed: of the samples; the run's own if None, which gives the run's own samples.
         save_latents: whether to add the dataset `latents`.
         overwrite: whether files that are there may be replaced.
 
@@ -218,6 +244,9 @@ def sample_checkpoint(
     grid = grid or output.parent / f"{output.stem}.png"
     check_files([output, grid], overwrite, path)
     checkpoint, config, model = load_checkpoint(path)
-    images, latents = draw_images(model, config, num_images, checkpoint.seed if seed is None else seed)
-    save_images(output, images.numpy(), checkpoint.image_shape, latents.numpy() if save_latents else None, grid)
+    samples, latents = draw_samples(model, config, num_images, checkpoint.seed if seed is None else seed)
+    save_samples(
+        output, samples.numpy(), checkpoint.image_shape, checkpoint.standardisation,
+        latents.numpy() if save_latents else None, grid,
+    )  # fmt: skip
     return output, grid

@@ -1,4 +1,4 @@
-"""Pictures: grids of images, the course of a training, temperatures. No display is needed, and no torch."""
+"""Pictures: grids of images, pair plots, the course of a training, temperatures. No display is needed, and no torch."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ MOST_IMAGES = 144
 SMALLEST_SIDE = 56
 """Images are enlarged, by a whole factor, until they are about as wide as this many pixels."""
 
+
+MOST_COLUMNS, MOST_POINTS = 6, 5000
+"""A pair plot shows the first so many columns and rows."""
+
+SPAN = 4
+"""Standard deviations to either side of the mean, on its axes."""
 
 BLUE = "#0072B2"
 
@@ -60,6 +66,50 @@ def image_grid(images: np.ndarray) -> Image.Image:
 def save_image_grid(path: Path, images: np.ndarray) -> None:
     """Write `image_grid` as a PNG file, whatever the path ends with."""
     image_grid(images).save(path, format="PNG")
+
+
+def pair_plot(table: np.ndarray, columns: Sequence[str], mean: np.ndarray, std: np.ndarray) -> Figure:
+    """Columns against one another: histograms on the diagonal, points below it.
+
+    Args:
+        table: (N, D); the first `MOST_COLUMNS` columns and `MOST_POINTS` rows are shown.
+        columns: names.
+        mean: (D,), with `std` what the axes span, the same for any samples of one model.
+        std: (D,).
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown, table = min(MOST_COLUMNS, table.shape[1]), table[:MOST_POINTS]
+    figure = Figure(figsize=(1.5 + 1.7 * shown, 1.2 + 1.7 * shown), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(shown, shown, squeeze=False)
+    low, high = mean - SPAN * std, mean + SPAN * std
+    for row in range(shown):
+        for column in range(shown):
+            axes = panels[row, column]
+            axes.tick_params(labelsize=7, labelbottom=row == shown - 1, labelleft=column == 0 < row)
+            if column > row:
+                axes.remove()
+            elif column == row:
+                axes.hist(table[:, row], np.linspace(low[row], high[row], 49), color=BLUE)
+                axes.set_xlim(low[row], high[row])
+                axes.set_yticks([])
+            else:
+                axes.plot(table[:, column], table[:, row], ".", markersize=2, alpha=0.4, color=BLUE, mew=0)
+                axes.set(xlim=(low[column], high[column]), ylim=(low[row], high[row]))
+            if row == shown - 1 and column <= row:
+                axes.set_xlabel(_short(columns[column]), fontsize=9)
+            if column == 0:
+                axes.set_ylabel(_short(columns[row]), fontsize=9)
+    if shown < len(columns):
+        figure.suptitle(f"the first {shown} of {len(columns)} columns", fontsize=9)
+    return figure
+
+
+def _short(name: str) -> str:
+    # a dollar sign would begin mathematics
+    return (name if len(name) <= 20 else f"{name[:19]}…").replace("$", r"\$")
 
 
 def temperatures_figure(

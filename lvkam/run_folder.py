@@ -18,8 +18,9 @@ import numpy as np
 from lvkam.config import Config
 from lvkam.errors import InputError
 from lvkam.hdf5 import write_hdf5
-from lvkam.plots import save_image_grid
+from lvkam.plots import pair_plot, save_image_grid
 from lvkam.progress import EpochRecord
+from lvkam.standardisation import Standardisation
 from lvkam.writing import WriteError, remove_parts, write_atomically
 
 RUN_FILES = (
@@ -39,7 +40,7 @@ class OutputError(InputError):
 def default_folder(config: Config) -> Path:
     """logs/{Vanilla|Thermodynamic}/{reference density}/{dataset}_{seed}."""
     method = "Thermodynamic" if config.thermodynamic.num_temps > 1 else "Vanilla"
-    dataset = Path(config.training.dataset).stem
+    dataset = Path(config.training.dataset).absolute().stem
     return Path("logs", method, config.prior.reference_density, f"{dataset}_{config.training.seed}")
 
 
@@ -55,13 +56,13 @@ def results_in(folder: Path) -> list[str]:
         raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
-def check_files(files: Sequence[Path], overwrite: bool, checkpoint: Path) -> None:
+def check_files(files: Sequence[Path], overwrite: bool, checkpoint: Path | None = None) -> None:
     """Make sure that these files can be written, without writing anything.
 
     Args:
         files: what will be written.
         overwrite: whether they may replace what is there.
-        checkpoint: what they are made from, and must not replace.
+        checkpoint: what they are made from, if it is one, and must not replace.
 
     Raises:
         OutputError: one is there already or is the checkpoint, two are the same, or a place cannot be written.
@@ -81,7 +82,7 @@ def check_files(files: Sequence[Path], overwrite: bool, checkpoint: Path) -> Non
     places = {file.resolve() for file in files}
     if len(places) < len(files):
         raise OutputError(f"{', '.join(map(str, files))}: must be different files")
-    if checkpoint.resolve() in places:
+    if checkpoint is not None and checkpoint.resolve() in places:
         raise OutputError(f"{checkpoint}: is the checkpoint itself")
 
 
@@ -169,29 +170,39 @@ def write_losses(path: Path, records: Iterable[EpochRecord]) -> None:
         writer.writerows(rows)
 
 
-def save_images(
+def save_samples(
     path: Path,
-    images: np.ndarray,
+    samples: np.ndarray,
     image_shape: tuple[int, ...],
+    standardisation: Standardisation | None = None,
     latents: np.ndarray | None = None,
-    grid: Path | None = None,
+    picture: Path | None = None,
 ) -> None:
-    """Write images (N, D) as the dataset `samples` of an HDF5 file, and a PNG grid beside it.
+    """Write images or rows as the dataset `samples` of an HDF5 file, and a picture beside it.
 
     Args:
         path: the HDF5 file.
-        images: (N, D), clipped to [0, 1].
-        image_shape: (H, W) or (H, W, C).
+        samples: (N, D), as the model sees them: images, which are clipped to [0, 1], or standardised rows, which are
+            restored.
+        image_shape: (H, W) or (H, W, C); (D,) of a table.
+        standardisation: of a table's columns.
         latents: (N, Q), written as the dataset `latents` if given.
-        grid: the PNG file; by default `path` with the ending .png.
+        picture: the PNG file, a grid of images or a pair plot; by default `path` with the ending .png.
     """
-    samples = np.clip(images.reshape(-1, *image_shape), 0, 1).astype(np.float32)
+    if standardisation is None:
+        samples = np.clip(samples.reshape(-1, *image_shape), 0, 1)
+    else:
+        samples = standardisation.restore(samples)
 
     def fill(file: h5py.File) -> None:
-        file["samples"] = samples
+        file["samples"] = samples.astype(np.float32)
         if latents is not None:
             file["latents"] = latents.astype(np.float32)
 
     write_hdf5(path, fill, seal=False)
-    with write_atomically(grid or path.with_suffix(".png")) as temporary:
-        save_image_grid(temporary, samples)
+    with write_atomically(picture or path.with_suffix(".png")) as temporary:
+        if standardisation is None:
+            save_image_grid(temporary, samples)
+        else:
+            of = standardisation
+            pair_plot(samples, of.columns, of.mean, of.std).savefig(temporary, format="png", dpi=110)

@@ -299,7 +299,8 @@ class _Training:
                 first = self.images[: len(self.test)]
                 train_loss, ess = of_training or _mean_estimate(self.model, self.objective, first, settings, rng)
                 test_loss, _ = _mean_estimate(self.model, self.objective, self.test, settings, rng)
-                nll = -float(importance_log_evidence(self.model, self.test, NLL_SAMPLES, rng).log_evidence.mean())
+                evidence = importance_log_evidence(self.model, self.test, NLL_SAMPLES, rng)
+                nll = self.dataset.log_volume - float(evidence.log_evidence.mean())
                 if not all(map(math.isfinite, (train_loss, test_loss, nll))):
                     figures = f"the training loss is {train_loss}, the test loss {test_loss}, the test NLL {nll}"
                     raise FloatingPointError(figures)

@@ -1,0 +1,456 @@
+"""Files of images and tables: what they hold is known, and bounded, before it is read.
+
+Files travel between people. So nothing is unpickled, no link is followed, no size is believed before it has been
+compared with the file's own, and every error names the file, and the image or the column in it.
+
+Letters: N images or rows, H x W pixels, C channels, D columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import math
+import struct
+import sys
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from lvkam.errors import InputError
+from lvkam.hdf5 import describe_array, names_of_arrays, open_hdf5, read_rows
+
+LARGEST_ARRAY = 2**32
+"""Bytes of an array in a file."""
+LARGEST_TABLE = 2**30
+"""Bytes of a text file."""
+LARGEST_FACTOR, SMALL = 200, 2**24
+"""Compressed arrays may be so many times as large as what the file holds of them, if they are not small (in bytes)."""
+LARGEST_IMAGE = 4096 * 4096
+"""Pixels."""
+LONGEST_NAME, LONGEST_NAMES = 100, 30000
+"""Characters of a column's name, and of all of them."""
+
+IMAGE_FORMATS = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF",
+    ".webp": "WEBP", ".pgm": "PPM", ".ppm": "PPM",
+}  # fmt: skip
+"""Endings of image files, and what Pillow calls their formats: it tries no other ones."""
+
+SPLITS, WHOLE = ("train", "test"), "samples"
+"""Names of arrays in own files: both splits, or all in one."""
+
+MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "?"}
+"""What tables write where a value is missing."""
+
+
+class DataError(InputError):
+    """Data that cannot be had or read; one message says what is missing or wrong."""
+
+
+class Rows(NamedTuple):
+    """An array in a file, known by its head."""
+
+    shape: tuple[int, ...]
+    """(N, H, W), (N, H, W, C) or (N, D)."""
+    dtype: np.dtype
+    read: Callable[[int, int], np.ndarray]
+    """Its rows from one to before another; raises DataError."""
+    names: tuple[str, ...] = ()
+    """Of its columns, where a file has them."""
+
+    @property
+    def is_table(self) -> bool:
+        """(N, D), and no images."""
+        return len(self.shape) == 2
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of a table's columns, x1 to xD where it has none."""
+        return self.names or tuple(f"x{d}" for d in range(1, self.shape[1] + 1))
+
+
+def in_memory(array: np.ndarray, names: tuple[str, ...] = ()) -> Rows:
+    """An array that has been read already."""
+    return Rows(array.shape, array.dtype, lambda start, stop: array[start:stop], names)
+
+
+def own_arrays(path: Path) -> dict[str, Rows]:
+    """What a `.npz`, `.h5` or `.csv` file or a folder of images holds, after all that its head can tell.
+
+    Returns:
+        `train` and `test`, or `samples`.
+
+    Raises:
+        DataError: nothing is there, it cannot be read, or holds something else.
+    """
+    try:
+        if path.is_dir():
+            return _folder_arrays(path)
+        if not path.is_file():
+            raise DataError(f"{path}: {'is not a file' if path.exists() else 'no such file or folder'}")
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:  # a name that is too long, or no name
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: must be a folder of images, or a file that ends in {', '.join(_READERS)}")
+    arrays = reader(path)
+    for name, rows in arrays.items():
+        _check_head(f"{path}: {name}" if len(arrays) > 1 else str(path), rows)
+    return arrays
+
+
+def _check_head(where: str, rows: Rows) -> None:
+    if rows.dtype.kind not in "biuf":
+        raise DataError(f"{where}: holds {_type_name(rows.dtype)}; must be integers, floats or bools")
+    if len(rows.shape) not in {2, 3, 4}:
+        raise DataError(
+            f"{where}: an array of shape {rows.shape}; must be images, (N, H, W) or (N, H, W, C), or a table, (N, D)"
+        )
+    if 0 in rows.shape:
+        raise DataError(f"{where}: is empty, of shape {rows.shape}")
+    if (size := math.prod(rows.shape) * rows.dtype.itemsize) > LARGEST_ARRAY:
+        raise DataError(f"{where}: announces {size} bytes, more than 4 GiB")
+
+
+def _type_name(dtype: np.dtype) -> str:
+    return {"O": "Python objects", "S": "text", "U": "text", "V": "records", "c": "complex numbers"}.get(
+        dtype.kind, str(dtype)
+    )
+
+
+def _chosen(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Of the arrays in a file those that count."""
+    if set(SPLITS) <= set(names):
+        return SPLITS
+    if WHOLE in names:
+        return (WHOLE,)
+    if len(names) == 1:
+        return (names[0],)
+    shown = ", ".join(ascii(name)[1:-1][:40] for name in names[:8]) or "no array"
+    raise DataError(f"{path}: holds {shown}; must hold `train` and `test`, or `samples`, or one array only")
+
+
+def _named(chosen: Sequence[str], rows_of: Callable[[str], Rows]) -> dict[str, Rows]:
+    return {name if name in SPLITS else WHOLE: rows_of(name) for name in chosen}
+
+
+@contextmanager
+def _damage(path: Path, what: str) -> Iterator[None]:
+    """What libraries raise on a broken file, in one message."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, KeyError, struct.error,
+            OverflowError, AttributeError) as error:  # fmt: skip
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: {what} ({reason:.200})") from error
+
+
+# NumPy's archives
+
+
+def _npz_arrays(path: Path) -> dict[str, Rows]:
+    with _damage(path, "no readable .npz file"), zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        return _named(_chosen(path, names), lambda name: _npz_rows(path, archive, name))
+
+
+def _npz_rows(path: Path, archive: zipfile.ZipFile, name: str) -> Rows:
+    """The head of one array; its sizes must agree with one another."""
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)  # type: ignore[arg-type]
+        if version not in {(1, 0), (2, 0)}:
+            raise DataError(f"{path}: {name}: an array format that lvkam does not read ({version})")
+        read_head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_columns, dtype = read_head(member)  # type: ignore[arg-type]
+        start = member.tell()
+    if dtype.hasobject:
+        raise DataError(f"{path}: {name}: holds Python objects, which are never read; must be numbers")
+    size = math.prod(shape) * dtype.itemsize
+    if info.file_size != start + size:
+        raise DataError(f"{path}: damaged: {name} announces {size} bytes, the archive {info.file_size - start}")
+    _check_factor(path, name, size, info.compress_size)
+
+    def read(first: int, last: int) -> np.ndarray:
+        row = size // max(1, shape[0])
+        with _damage(path, f"damaged: {name}"), zipfile.ZipFile(path) as again, again.open(f"{name}.npy") as content:
+            content.seek(start + (0 if by_columns else first * row))
+            count = size if by_columns else (last - first) * row
+            raw = content.read(count)
+            if len(raw) != count:
+                raise DataError(f"{path}: damaged: {name} is cut short")
+        if by_columns:
+            return np.frombuffer(raw, dtype).reshape(shape, order="F")[first:last].copy()
+        return np.frombuffer(raw, dtype).reshape(last - first, *shape[1:]).copy()
+
+    return Rows(shape, dtype, read)
+
+
+def _check_factor(path: Path, name: str, size: int, stored: int) -> None:
+    if size > max(SMALL, LARGEST_FACTOR * stored):
+        raise DataError(f"{path}: {name} announces {size} bytes and stores {stored}: out of proportion")
+
+
+# HDF5
+
+
+def _hdf5_arrays(path: Path) -> dict[str, Rows]:
+    with open_hdf5(path, sealed=False) as file:
+        return _named(_chosen(path, names_of_arrays(path, file)), lambda name: _hdf5_rows(path, name))
+
+
+def _hdf5_rows(path: Path, name: str) -> Rows:
+    with open_hdf5(path, sealed=False) as file:
+        shape, dtype, stored = describe_array(path, file, name)
+        _check_factor(path, name, math.prod(shape) * dtype.itemsize, stored)
+
+    def read(first: int, last: int) -> np.ndarray:
+        with open_hdf5(path, sealed=False) as again:
+            return read_rows(path, again, name, first, last)
+
+    return Rows(shape, dtype, read)
+
+
+# tables as text
+
+
+def _csv_arrays(path: Path) -> dict[str, Rows]:
+    if path.stat().st_size > LARGEST_TABLE:
+        raise DataError(f"{path}: {path.stat().st_size} bytes, more than 1 GiB")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = next(csv.reader([file.readline(2**20)], delimiter=","), [])
+            line = ",".join(first)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    delimiter = max(",;\t", key=line.count) if any(sign in line for sign in ";\t") else ","
+    head = next(csv.reader([line], delimiter=delimiter), [])
+    has_names = not all(_is_number(field) or field.strip().lower() in MISSING for field in head)
+    columns = tuple(f.strip() for f in head) if has_names else tuple(map(str, range(1, len(head) + 1)))
+    if not columns or (has_names and any(_is_number(field) for field in head)):
+        raise DataError(f"{path}: its first line must hold numbers, or names of columns, and holds {line[:80]!r}")
+    for index, name in enumerate(columns):
+        if not name or not name.isprintable() or len(name) > LONGEST_NAME or columns.index(name) != index:
+            raise DataError(
+                f"{path}: the name of column {index + 1} is {ascii(name)[:60]}; must be printable, its own, "
+                f"and no longer than {LONGEST_NAME} characters"
+            )
+    if sum(map(len, columns)) > LONGEST_NAMES:
+        raise DataError(f"{path}: the names of its columns have more than {LONGEST_NAMES} characters in all")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "loadtxt: input contained no data")
+            table = np.loadtxt(path, delimiter=delimiter, skiprows=int(has_names), comments=None, quotechar='"',
+                               encoding="utf-8-sig", ndmin=2)  # fmt: skip
+    except ValueError as error:
+        raise DataError(_first_bad_cell(path, delimiter, has_names, columns) or f"{path}: {error}") from None
+    if len(table) and table.shape[1] != len(columns):
+        raise DataError(f"{path}: {len(columns)} names for {table.shape[1]} columns")
+    return {WHOLE: in_memory(table, columns if has_names else ())}
+
+
+def _first_bad_cell(path: Path, delimiter: str, has_names: bool, columns: tuple[str, ...]) -> str | None:
+    """Why a table is none, in words that lead to the place."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file, delimiter=delimiter)
+        for row in rows:
+            if not row or (has_names and rows.line_num == 1):
+                continue
+            if len(row) != len(columns):
+                return f"{path}: line {rows.line_num} has {len(row)} fields, the first one {len(columns)}"
+            for name, field in zip(columns, row, strict=True):
+                if field.strip().lower() in MISSING:
+                    return f"{path}: line {rows.line_num}: the column {name} has no value there; fill or drop it first"
+                if not _is_number(field):
+                    shown = ascii(field)[:40]
+                    return f"{path}: line {rows.line_num}: the column {name} holds {shown}, which is not a number"
+    return None
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+# folders of images
+
+
+def _folder_arrays(path: Path) -> dict[str, Rows]:
+    parts = [path / name for name in SPLITS]
+    if all(part.is_dir() for part in parts):
+        return {name: _folder_rows(part) for name, part in zip(SPLITS, parts, strict=True)}
+    return {WHOLE: _folder_rows(path)}
+
+
+def _folder_rows(folder: Path) -> Rows:
+    """Images sorted by name."""
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_FORMATS and f.name[0] != ".")
+    if not files:
+        endings = ", ".join(IMAGE_FORMATS)
+        raise DataError(f"{folder}: holds no image; must hold some, {endings}, or the folders train and test")
+    first = read_image(files[0])
+    shape, dtype = (len(files), *first.shape), first.dtype
+
+    def read(start: int, stop: int) -> np.ndarray:
+        images = []
+        asked = files[start:stop]
+        for file in tqdm(asked, desc=f"reading {folder.name}", unit="image", leave=False,
+                         disable=len(asked) < 1000 or not sys.stderr.isatty()):  # fmt: skip
+            image = read_image(file)
+            if image.shape[:2] != first.shape[:2] or image.dtype != dtype:
+                raise DataError(
+                    f"{file}: {_image_name(image)}, where {files[0].name} is {_image_name(first)}; "
+                    "all must be of one size and type: bring them to it first"
+                )
+            images.append(image)
+        if {image.ndim for image in images} == {2, 3}:  # grey ones among colours
+            images = [np.repeat(i[..., None], 3, axis=2) if i.ndim == 2 else i for i in images]
+        return np.stack(images)
+
+    return Rows(shape, dtype, read)
+
+
+def _image_name(image: np.ndarray) -> str:
+    return f"{image.shape[0]}x{image.shape[1]} {image.dtype}"
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file's first image: (H, W) or (H, W, 3); 8 or 16 bits, or floats; transparent parts as on white.
+
+    Raises:
+        DataError: no such image, a broken one, or one of more than `LARGEST_IMAGE` pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path, formats=tuple(sorted(set(IMAGE_FORMATS.values())))) as image:
+                width, height = image.size
+                if width * height > LARGEST_IMAGE:
+                    raise DataError(f"{path}: {height}x{width} pixels, more than {LARGEST_IMAGE}")
+                upright = ImageOps.exif_transpose(image)
+                return _pixels(upright)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise DataError(f"{path}: more than {LARGEST_IMAGE} pixels") from None
+        except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error,
+                OverflowError, RuntimeError) as error:  # fmt: skip
+            # what Pillow raises on a broken file depends on its format
+            reason = (str(error).splitlines() or [type(error).__name__])[0].replace(str(path), path.name)
+            raise DataError(f"{path}: no readable image ({reason:.200})") from error
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):
+        array = np.asarray(image)
+        return array.astype(np.uint16) if array.min() >= 0 and array.max() < 2**16 else array
+    if image.mode == "F":
+        return np.asarray(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        grey = image.convert("L")
+        return np.asarray(grey if np.array_equal(np.asarray(grey.convert("RGB")), np.asarray(image)) else image)
+    return np.asarray(image.convert("L" if image.mode in {"1", "L"} else "RGB"))
+
+
+_READERS: dict[str, Callable[[Path], dict[str, Rows]]] = {
+    ".npz": _npz_arrays,
+    ".h5": _hdf5_arrays,
+    ".hdf5": _hdf5_arrays,
+    ".csv": _csv_arrays,
+}
+
+
+# the formats of data sets known by name
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read an idx file of bytes, plain or gzip; no more than its header announces.
+
+    Raises:
+        DataError: not such a file, or one cut short.
+    """
+    try:
+        with path.open("rb") as raw:
+            zipped = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            head = file.read(4)
+            if len(head) < 4 or head[:2] != b"\0\0":
+                raise DataError(f"{path}: not an idx file (it begins with {head!r})")
+            if head[2] != 8:
+                raise DataError(f"{path}: idx type 0x{head[2]:02x}; only unsigned bytes (0x08) are images")
+            if not 1 <= head[3] <= 4:
+                raise DataError(f"{path}: an idx file of {head[3]} dimensions")
+            sizes = file.read(4 * head[3])
+            if len(sizes) < 4 * head[3]:
+                raise DataError(f"{path}: cut short within its header")
+            shape = struct.unpack(f">{head[3]}I", sizes)
+            expected = math.prod(shape)
+            if expected > LARGEST_ARRAY:
+                raise DataError(f"{path}: its header announces {expected} bytes, more than 4 GiB")
+            content = file.read(expected + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: damaged gzip ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(content) != expected:
+        found = "more" if len(content) > expected else f"only {len(content)}"
+        raise DataError(f"{path}: its header announces {expected} bytes, it holds {found}")
+    return np.frombuffer(content, np.uint8).reshape(shape).copy()
+
+
+def read_cifar(path: Path) -> np.ndarray:
+    """Images of a batch of CIFAR10's binary version, (N, 32, 32, 3): a label and 3 x 32 x 32 bytes each.
+
+    Raises:
+        DataError: not such a file.
+    """
+    size, side = 1 + 3 * 32 * 32, 32
+    with _damage(path, "no readable batch of CIFAR10"):
+        if path.stat().st_size > LARGEST_ARRAY:
+            raise DataError(f"{path}: more than 4 GiB")
+        content = np.fromfile(path, np.uint8)
+    if not len(content) or len(content) % size:
+        raise DataError(f"{path}: {len(content)} bytes, which is no multiple of {size}: no batch of CIFAR10's images")
+    records = content.reshape(-1, size)
+    if (records[:, 0] > 9).any():
+        raise DataError(f"{path}: holds labels above 9: no batch of CIFAR10's images")
+    return np.ascontiguousarray(records[:, 1:].reshape(-1, 3, side, side).transpose(0, 2, 3, 1))
+
+
+def read_svhn(path: Path) -> np.ndarray:
+    """Images of a split of SVHN, (N, 32, 32, 3), from a MATLAB file whose X is (32, 32, 3, N).
+
+    Raises:
+        DataError: not such a file.
+    """
+    import scipy.io
+
+    with _damage(path, "no readable MATLAB file"):
+        if path.stat().st_size > LARGEST_ARRAY:
+            raise DataError(f"{path}: more than 4 GiB")
+        heads: list[Any] = scipy.io.whosmat(path)
+        shape, kind = next(((shape, kind) for name, shape, kind in heads if name == "X"), ((), "nothing"))
+        if kind != "uint8" or len(shape) != 4 or shape[:3] != (32, 32, 3) or math.prod(shape) > LARGEST_ARRAY:
+            raise DataError(f"{path}: X is {kind} {shape}; must be uint8 (32, 32, 3, N), as in SVHN")
+        images = scipy.io.loadmat(path, variable_names=["X"])["X"]
+    return np.ascontiguousarray(images.transpose(3, 0, 1, 2))

@@ -1,0 +1,53 @@
+"""Tables of numbers: each column brought to mean 0 and standard deviation 1 for the model, and back.
+
+    u_d = (x_d - mean_d) / std_d,   log p(x) = log p(u) - sum_d log std_d
+
+Letters: N rows, D columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """The transform of a table; it belongs to the training rows, and travels with the checkpoint."""
+
+    columns: tuple[str, ...]
+    """Names."""
+    mean: np.ndarray = field(repr=False)
+    """(D,), float64."""
+    std: np.ndarray = field(repr=False)
+    """(D,), float64, greater than 0."""
+
+    @classmethod
+    def of(cls, table: np.ndarray, columns: tuple[str, ...]) -> Standardisation:
+        """The transform that gives these rows, (N, D), mean 0 and standard deviation 1.
+
+        Raises:
+            ValueError: a column is constant, so that its density is infinite; or too large for its square.
+        """
+        mean, std = table.mean(0, dtype=np.float64), table.std(0, dtype=np.float64)
+        for name, scale, first in zip(columns, std, table[0], strict=True):
+            # what rounding leaves of the spread of a constant is no spread
+            if not scale > 1e-12 * abs(first):
+                raise ValueError(f"the column {name} is constant ({first:g} in all {len(table)} rows)")
+            if not np.isfinite(scale):
+                raise ValueError(f"the column {name} holds numbers too large to be squared")
+        return cls(columns, mean, std)
+
+    def apply(self, table: np.ndarray) -> np.ndarray:
+        """What the model sees of rows: (N, D) -> (N, D), float32."""
+        return ((table - self.mean) / self.std).astype(np.float32)
+
+    def restore(self, standardised: np.ndarray) -> np.ndarray:
+        """The reverse, as far as float32 goes: (N, D) -> (N, D), float32."""
+        return (standardised * self.std + self.mean).astype(np.float32)
+
+    @property
+    def log_volume(self) -> float:
+        """sum_d log std_d, in nats: what log p(u) exceeds log p(x) by."""
+        return float(np.log(self.std).sum())
