@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from lvkam.errors import InputError
+from lvkam.errors import FailureError, InputError
 from lvkam.interruption import Interrupted, Interruption
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -28,6 +28,7 @@ COMMANDS = {
     "info": "Show what a checkpoint holds, and verify it.",
     "check": "Resolve a configuration; train nothing.",
     "data": "Fetch or verify a data set, and draw it.",
+    "experiments": "Train a matrix of models, and compare them.",
 }
 
 
@@ -88,7 +89,7 @@ def _run(interruption: Interruption) -> int:
     except InputError as error:
         click.echo(f"error: {error}", err=True)
         return 2
-    except (FloatingPointError, OSError) as error:
+    except (FailureError, FloatingPointError, OSError) as error:
         click.echo(f"failed: {error}", err=True)
         return 1
     except (MemoryError, RuntimeError) as error:

@@ -53,6 +53,9 @@ data_option = click.option(
     "--data", metavar="NAME|PATH", callback=checked_data,
     help="Other data than the test split of the model's own: a name, a .npz, .h5 or .csv file, a folder of images.",
 )  # fmt: skip
+device_option = click.option(
+    "--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; default: a GPU if use_gpu and there is one."
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 output_folder_option = click.option(
     "--output", type=click.Path(path_type=Path), help="Run folder; default logs/METHOD/PRIOR/DATASET_SEED."

@@ -11,6 +11,7 @@ from lvkam.interruption import Interruption
 from .options import (
     config_argument,
     data_dir_option,
+    device_option,
     output_folder_option,
     overwrite_option,
     read_config,
@@ -26,7 +27,7 @@ from .options import (
 @overwrite_option
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder, to the same bits as without a stop.")
 @seed_option
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; default: a GPU if use_gpu and there is one.")
+@device_option
 @data_dir_option
 @click.pass_obj
 def command(

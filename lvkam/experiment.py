@@ -83,8 +83,9 @@ def load_config_dataset(config: Config, data_dir: Path | None = None) -> Dataset
     return dataset
 
 
-def _tell(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)  # above a progress bar, if there is one
+def tell(line: str) -> None:
+    """Write a line to standard error, above a progress bar if there is one."""
+    tqdm.write(line, file=sys.stderr)
 
 
 def run_experiment(
@@ -95,7 +96,7 @@ def run_experiment(
     resume: bool = False,
     device: str | None = None,
     data_dir: Path | None = None,
-    say: Callable[[str], None] = _tell,
+    say: Callable[[str], None] = tell,
     interruption: Interruption | None = None,
 ) -> Path:
     """Train a configuration from start to end and write its run folder.

@@ -68,6 +68,33 @@ def save_image_grid(path: Path, images: np.ndarray) -> None:
     image_grid(images).save(path, format="PNG")
 
 
+def collage(panels: Sequence[tuple[str, np.ndarray]]) -> Figure:
+    """Samples of several models side by side, each with its title: images as a grid, tables by their first columns.
+
+    Args:
+        panels: titles, with images (N, H, W) or (N, H, W, 3), or rows (N, D).
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3 * columns, 3.3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    all_axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in all_axes:
+        axes.set_axis_off()
+    for axes, (title, samples) in zip(all_axes, panels, strict=False):
+        axes.set_title(title, fontsize=8)
+        if samples.ndim == 2:
+            axes.set_axis_on()
+            axes.plot(samples[:, 0], samples[:, min(1, samples.shape[1] - 1)], ".", markersize=2, color=BLUE)
+        else:
+            sheet = image_grid(samples)
+            axes.imshow(np.asarray(sheet), cmap="gray" if sheet.mode == "L" else None, vmin=0, vmax=255)
+    return figure
+
+
 def pair_plot(table: np.ndarray, columns: Sequence[str], mean: np.ndarray, std: np.ndarray) -> Figure:
     """Columns against one another: histograms on the diagonal, points below it.
 

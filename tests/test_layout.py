@@ -14,6 +14,7 @@ FLOORS = {
     "lvkam.ini": 0,
     "lvkam.sections": 0,
     "lvkam.compilation": 0,
+    "lvkam.processes": 1,
     "lvkam.splines": 0,
     "lvkam.sampling": 0,
     "lvkam.optimizers": 0,
@@ -42,7 +43,8 @@ FLOORS = {
     "lvkam.experiment": 7,
     "lvkam.description": 8,
     "lvkam.inference": 8,
-    "lvkam_cli": 9,
+    "lvkam.matrix": 9,
+    "lvkam_cli": 10,
 }
 MATHEMATICS = (
     "splines", "sampling", "univariate", "annealing", "prior", "generator", "model", "objectives", "evidence",

@@ -1,0 +1,80 @@
+"""`lvkam experiments CONFIG`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lvkam.errors import FailureError
+from lvkam.interruption import Interruption
+
+from .options import config_argument, data_dir_option, device_option, read_config, set_option
+
+
+class CommaList(click.ParamType):
+    """Values separated by commas, each of one type, none given twice."""
+
+    def __init__(self, kind: click.ParamType, name: str):
+        self.kind, self.name = kind, name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        """The values."""
+        if not isinstance(value, str):
+            return value
+        values = [self.kind.convert(part.strip(), param, ctx) for part in value.split(",")]
+        if len(set(values)) < len(values):
+            self.fail(f"{value!r} names one twice", param, ctx)
+        return values
+
+
+@click.command("experiments")
+@config_argument
+@set_option
+@click.option("--output", type=click.Path(path_type=Path), default=Path("experiments"), show_default=True,
+              help="Folder for the cells, a run folder each, and for the summary.")  # fmt: skip
+@click.option("--priors", type=CommaList(click.Choice(["uniform", "gaussian"]), "LIST"), default="uniform,gaussian",
+              show_default=True, help="Reference densities.")  # fmt: skip
+@click.option("--datasets", type=CommaList(click.STRING, "LIST"), default="MNIST,FMNIST", show_default=True,
+              help="Data sets, by name or path.")  # fmt: skip
+@click.option("--temps", type=CommaList(click.IntRange(0, 10**6), "LIST"), default="0,30", show_default=True,
+              help="Numbers of temperatures; 0: importance sampling.")  # fmt: skip
+@click.option("--seeds", type=CommaList(click.IntRange(0, 2**63 - 1), "LIST"), show_default="the file's",
+              help="Seeds.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True,
+              help="Cells at a time; the threads are divided among them.")  # fmt: skip
+@device_option
+@data_dir_option
+@click.pass_obj
+def command(
+    interruption: Interruption,
+    config: Path,
+    overrides: tuple[str, ...],
+    output: Path,
+    priors: list[str],
+    datasets: list[str],
+    temps: list[int],
+    seeds: list[int] | None,
+    jobs: int,
+    device: str | None,
+    data_dir: Path | None,
+) -> None:
+    """Train a matrix of models and compare them: by default the reference's, in eight cells.
+
+    Stop it whenever you like: the same command skips what is finished and goes on with the rest. The summary goes to
+    standard output, and to summary.csv, summary.md and summary.png in the folder.
+    """
+    resolved = read_config(config, overrides, None)
+
+    from lvkam.experiment import tell
+    from lvkam.matrix import as_markdown, plan_cells, run_matrix
+
+    cells = plan_cells(resolved, output, priors, datasets, temps, seeds or [resolved.training.seed])
+    options = [] if device is None else ["--device", device]
+    if data_dir is not None:
+        options += ["--data-dir", str(data_dir)]
+    rows = run_matrix(cells, output, jobs=jobs, options=options, data_dir=data_dir, say=tell, interruption=interruption)
+    click.echo(as_markdown(rows), nl=False)
+    if failed := sum(row["Status"] != "done" for row in rows):
+        raise FailureError(f"{failed} of {len(rows)} cells; the same command tries them again")

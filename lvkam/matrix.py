@@ -1,0 +1,233 @@
+"""A matrix of experiments: reference densities x data sets x temperatures x seeds, and its summary.
+
+Each cell is a run like any other, in a process and a folder of its own. Finished ones are skipped and others taken up
+again, so that the whole can be stopped at any time.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+from tqdm import tqdm
+
+from lvkam.checkpoint import Checkpoint, read_checkpoint
+from lvkam.config import Config, parse_config
+from lvkam.inference import evaluate_checkpoint
+from lvkam.interruption import Interrupted, Interruption
+from lvkam.plots import collage
+from lvkam.processes import Command, run_side_by_side
+from lvkam.resumption import resume_point
+from lvkam.run_folder import RUN_FILES
+from lvkam.sections import write_value
+from lvkam.sources import is_path
+from lvkam.training import is_finished
+from lvkam.writing import write_atomically
+
+REFERENCE_SIZE = (14, 14)
+"""What the reference's main script resizes images to."""
+
+SHOWN = 25
+"""Generated images of each cell in the picture."""
+
+COLUMNS: tuple[str, ...] = (
+    "Prior", "Data", "Method", "Seed", "Test NLL (nats)", "Standard Error", "Time (s)", "Images/s", "Status", "Folder",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An experiment of the matrix."""
+
+    config: Config
+    folder: Path
+
+    @property
+    def method(self) -> str:
+        """Vanilla, or Thermodynamic with its temperatures."""
+        num_temps = self.config.thermodynamic.num_temps
+        return f"Thermodynamic_{num_temps}" if num_temps > 1 else "Vanilla"
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """Reference density, data set, method, seed."""
+        training = self.config.training
+        return self.config.prior.reference_density, training.dataset, self.method, training.seed
+
+    def __str__(self) -> str:
+        prior, dataset, method, seed = self.key
+        return f"{prior} {Path(dataset).stem} {method} {seed}"
+
+
+def plan_cells(
+    config: Config,
+    output: Path,
+    priors: Sequence[str],
+    datasets: Sequence[str],
+    temperatures: Sequence[int],
+    seeds: Sequence[int],
+) -> list[Cell]:
+    """The cells of the matrix, in this order; images are resized as in the reference if the configuration does not.
+
+    Raises:
+        ConfigError: a value is not allowed, or contradicts the others.
+    """
+    cells = []
+    for prior, dataset, num_temps, seed in itertools.product(priors, datasets, temperatures, seeds):
+        values = {
+            "MIX_PRIOR.π_0": prior,
+            "TRAINING.dataset": dataset,
+            "THERMODYNAMIC_INTEGRATION.num_temps": num_temps,
+            "TRAINING.seed": seed,
+        }
+        if config.training.img_resize is None and not is_path(dataset):
+            values["TRAINING.img_resize"] = REFERENCE_SIZE
+        changed = [f"{key}={write_value(value)}" for key, value in values.items()]
+        cell = Cell(parse_config(config.to_ini(), config.source, changed), output)
+        name = f"{Path(dataset).absolute().stem}_{seed}"
+        cells.append(replace(cell, folder=output / cell.method / prior / name))
+    return cells
+
+
+def run_matrix(
+    cells: Sequence[Cell],
+    output: Path,
+    *,
+    jobs: int = 1,
+    options: Sequence[str] = (),
+    data_dir: Path | None = None,
+    say: Callable[[str], None],
+    interruption: Interruption,
+) -> list[dict[str, str]]:
+    """Run what is not finished, evaluate, and write `summary.csv`, `summary.md` and `summary.png`.
+
+    Args:
+        cells: of `plan_cells`.
+        output: folder of the summary.
+        jobs: cells at a time; each gets its share of the threads.
+        options: further ones for `lvkam train`.
+        data_dir: where to look for the data first.
+        say: takes a line of text for the user.
+        interruption: signals; running cells are saved before they are obeyed.
+
+    Returns:
+        The rows of `summary.csv`.
+
+    Raises:
+        InputError: a cell's folder holds another run; nothing was run.
+        WriteError: the summary cannot be written.
+        Interrupted: by a signal.
+    """
+    for cell in cells:  # before any work
+        resume_point(cell.folder, cell.config, say=lambda _: None)
+    left = [cell for cell in cells if not _is_finished(cell)]
+    say(f"{len(cells)} cells, {len(cells) - len(left)} of them finished already")
+    commands = []
+    for cell in left:
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        written = cell.folder / "config.ini"  # which is what a run has that is begun
+        with write_atomically(written) as temporary:
+            temporary.write_text(cell.config.to_ini(), encoding="utf-8")
+        # as a command of its own, so that threads can be divided and a crash takes no other cell along
+        train = (sys.executable, "-m", "lvkam_cli", "train", str(written))
+        commands.append(Command(str(cell), (*train, "--output", str(cell.folder), "--resume", *options)))
+    try:
+        outcomes = run_side_by_side(commands, jobs, say, interruption)
+    except Interrupted as stop:
+        stop.add_note("the running cells are saved; the same command goes on")
+        raise
+    failures = {
+        cell.key: f"failed: {outcome.last_line or f'exit status {outcome.exit_status}'}"
+        for cell, outcome in zip(left, outcomes, strict=True)
+        if outcome.exit_status
+    }
+    rows = []
+    for cell in tqdm(cells, desc="evaluating", unit="cell", leave=False, disable=not sys.stderr.isatty()):
+        interruption.check()
+        rows.append(_row(cell, failures.get(cell.key), data_dir))
+    _write_summary(cells, rows, output)
+    return rows
+
+
+def _is_finished(cell: Cell) -> bool:
+    if not all((cell.folder / name).exists() for name in RUN_FILES if name != "best.h5"):
+        return False
+    return is_finished(read_checkpoint(cell.folder / "ckpt.h5").progress, cell.config.training)
+
+
+def _row(cell: Cell, failure: str | None, data_dir: Path | None) -> dict[str, str]:
+    prior, dataset, method, seed = cell.key
+    row = dict.fromkeys(COLUMNS, "")
+    row |= {"Prior": prior, "Data": dataset, "Method": method, "Seed": str(seed), "Folder": str(cell.folder)}
+    if failure is not None:
+        return row | {"Status": failure}
+    checkpoint = read_checkpoint(cell.folder / "ckpt.h5")
+    found, progress = _evaluated(cell, checkpoint, data_dir), checkpoint.progress
+    # a signal may fall between batches: so by images seen, not by epochs
+    seen = progress.epoch * cell.config.training.num_train
+    return row | {
+        "Test NLL (nats)": f"{found['nll_nats']:.3f}",
+        "Standard Error": f"{found['nll_stderr']:.3f}",
+        "Time (s)": f"{progress.seconds:.0f}",
+        "Images/s": f"{seen / progress.seconds:.0f}",
+        "Status": "done",
+    }
+
+
+def _evaluated(cell: Cell, checkpoint: Checkpoint, data_dir: Path | None) -> dict[str, Any]:
+    """The object of `lvkam evaluate --json`, kept beside the checkpoint as long as that does not change."""
+    kept = cell.folder / "evaluation.json"
+    if kept.exists():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found["iteration"] == checkpoint.iteration:
+            return found
+    dataset = cell.config.training.dataset
+    count = min(1000, cell.config.training.num_test) if is_path(dataset) else None
+    found = evaluate_checkpoint(
+        cell.folder / "ckpt.h5", count, data_dir=data_dir, data=dataset if is_path(dataset) else None
+    )
+    found["iteration"] = checkpoint.iteration
+    with write_atomically(kept) as temporary:
+        temporary.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    return found
+
+
+def _write_summary(cells: Sequence[Cell], rows: Sequence[dict[str, str]], output: Path) -> None:
+    with (
+        write_atomically(output / "summary.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    with write_atomically(output / "summary.md") as temporary:
+        temporary.write_text(as_markdown(rows), encoding="utf-8")
+    panels = []
+    for cell, row in zip(cells, rows, strict=True):
+        if row["Status"] == "done":
+            with h5py.File(cell.folder / "generated_images.h5", "r") as file:
+                panels.append((f"{cell}: {row['Test NLL (nats)']} nats", file["samples"][:SHOWN]))  # pyright: ignore
+    if panels:
+        figure = collage(panels)
+        with write_atomically(output / "summary.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+
+
+def as_markdown(rows: Sequence[dict[str, str]]) -> str:
+    """The summary as a table for people."""
+    head = ("prior", "data", "method", "seed", "test NLL (nats)", "seconds", "images/s")
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for row in rows:
+        done = row["Status"] == "done"
+        nll = f"{row['Test NLL (nats)']} ± {row['Standard Error']}" if done else row["Status"].replace("|", "/")
+        method = row["Method"].lower().replace("_", ", ")
+        cells = (row["Prior"], row["Data"], method, row["Seed"], nll, row["Time (s)"], row["Images/s"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
