@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lvkam.build import build_model, build_objective, load_model
+    from lvkam.build import build_model, build_objective, load_model, save_model
     from lvkam.config import Config, ConfigError, load_config
     from lvkam.evidence import Evidence, annealed_log_evidence, importance_log_evidence
     from lvkam.experiment import run_experiment
@@ -35,6 +35,7 @@ __all__ = [
     "load_config",
     "load_model",
     "run_experiment",
+    "save_model",
 ]
 
 _HOMES = {
@@ -47,6 +48,7 @@ _HOMES = {
     "build_model": "build",
     "build_objective": "build",
     "load_model": "build",
+    "save_model": "build",
     "run_experiment": "experiment",
     "LVKAM": "model",
     "ImportanceSampling": "objectives",

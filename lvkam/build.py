@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lvkam.checkpoint import Checkpoint, read_checkpoint
+from lvkam.checkpoint import Checkpoint, CheckpointError, model_layout, problem_of, read_checkpoint, write_checkpoint
 from lvkam.compilation import compiler_problem
 from lvkam.config import Config, ConfigError, parse_config
 from lvkam.errors import InputError
@@ -206,6 +207,35 @@ def load_checkpoint(path: Path | str, *, compile: bool = False) -> LoadedModel:
     model = build_model(config, math.prod(checkpoint.image_shape), compile=compile)
     set_model_arrays(model, checkpoint.arrays)
     return LoadedModel(checkpoint, config, model)
+
+
+def save_model(path: Path | str, model: LVKAM, config: Config, image_shape: tuple[int, ...]) -> None:
+    """Write a model that a loop of one's own has trained, for `load_model` and the commands that take a checkpoint.
+
+    It holds the model alone, so that `lvkam train --resume` has nothing to go on with.
+
+    Args:
+        path: the checkpoint, which is replaced if it is there.
+        model: of `build_model(config, data_dim)`.
+        config: what it was built from.
+        image_shape: (H, W) or (H, W, 3), of D numbers.
+
+    Raises:
+        CheckpointError: another configuration's model or number of data dimensions, or numbers that are not finite.
+        WriteError: it could not be written; a file that was there before is intact.
+    """
+    arrays = model_arrays(model)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    layout = model_layout(config, math.prod(image_shape))
+    if len(image_shape) < 2 or shapes != {name: shape for name, (_, shape) in layout.items()}:
+        raise CheckpointError(f"{path}: the model is not the configuration's for images of {image_shape}")
+    if problem := next((p for name, array in arrays.items() if (p := problem_of(name, array))), None):
+        raise CheckpointError(f"{path}: {problem}; not saved")
+    checkpoint = Checkpoint(
+        config=config.to_ini(), dataset=config.training.dataset, image_shape=image_shape, seed=config.training.seed,
+        epoch=0, iteration=0, lvkam_version=importlib.metadata.version("lvkam"), arrays=arrays,
+    )  # fmt: skip
+    write_checkpoint(Path(path), checkpoint)
 
 
 def load_model(path: Path | str, *, compile: bool = False) -> LVKAM:

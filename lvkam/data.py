@@ -104,19 +104,19 @@ def load_dataset(
             ("train", rows.shape[0], num_train), ("test", rows.shape[0] - num_train, num_test),
         ):  # fmt: skip
             _check_number(name, split, rows, available, asked)
-        train, test = np.split(rows.read(0, num_train + num_test), [num_train])
+        train, test = np.split(_read(name, rows, num_train + num_test), [num_train])
     else:
         for split, asked in zip(SPLITS, (num_train, num_test), strict=True):
             _check_number(name, split, arrays[split], arrays[split].shape[0], asked)
         rows = arrays["train"]
-        train, test = rows.read(0, num_train), arrays["test"].read(0, num_test)
+        train = _read(f"{name}: train", rows, num_train)
+        test = _read(f"{name}: test", arrays["test"], num_test)
     if rows.is_table:
-        table = checked_table(name, train, rows.columns), checked_table(name, test, rows.columns)
         try:
-            standardisation = Standardisation.of(table[0], rows.columns)
+            standardisation = Standardisation.of(train, rows.columns)
         except ValueError as error:
             raise DataError(f"{name}: {error}") from error
-        found = [_standardised(part, standardisation) for part in table]
+        found = [_standardised(name, part, standardisation) for part in (train, test)]
     else:
         standardisation, found = None, _unit_images(name, (train, test), resize)
     (x, shape, scaling), (y, shape_of_test, _) = found
@@ -154,7 +154,7 @@ def load_samples(
         what = ("images", "a table") if standardisation is None else ("a table", "images")
         raise DataError(f"{name}: holds {what[1]}, the model was trained with {what[0]}")
     _check_number(name, split, rows, rows.shape[0], count or 1)
-    values = rows.read(0, count or rows.shape[0])
+    values = _read(name, rows, count or rows.shape[0])
     if standardisation is None:
         return _unit_images(name, (values,), resize)[0]
     if values.shape[1] != len(standardisation.columns):
@@ -162,7 +162,7 @@ def load_samples(
     if rows.names and rows.columns != standardisation.columns:
         names = ", ".join(standardisation.columns)
         raise DataError(f"{name}: its columns are {', '.join(rows.columns):.200}, the model's {names:.200}")
-    return _standardised(checked_table(name, values, standardisation.columns), standardisation)
+    return _standardised(name, values, standardisation)
 
 
 def load_labels(name: str, split: str, count: int, data_dir: Path | None = None) -> Tensor:
@@ -178,6 +178,19 @@ def load_labels(name: str, split: str, count: int, data_dir: Path | None = None)
 def _check_number(name: str, split: str, rows: Rows, available: int, asked: int) -> None:
     if asked > available:
         raise TooFewImagesError(name, split, max(0, available), asked, "rows" if rows.is_table else "images")
+
+
+def _read(where: str, rows: Rows, count: int) -> np.ndarray:
+    """The first images, or rows as float64; raises DataError if a value of them is not finite."""
+    values = rows.read(0, count)
+    if rows.is_table:
+        return checked_table(where, values, rows.columns)
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values).reshape(count, -1).all(1)
+        if not finite.all():
+            bad = int(np.flatnonzero(~finite)[0])
+            raise DataError(f"{where}: image {bad} (counted from 0) holds a value that is not finite")
+    return values
 
 
 # images
@@ -205,7 +218,8 @@ def _channels_last(name: str, pixels: np.ndarray) -> np.ndarray:
     if pixels.shape[3] not in CHANNELS and pixels.shape[1] in CHANNELS:
         pixels = pixels.transpose(0, 2, 3, 1)
     if pixels.shape[3] not in CHANNELS:
-        raise DataError(f"{name}: images of {pixels.shape[3]} channels; must be 1 (grey) or 3 (colour)")
+        shape = pixels.shape[1:]
+        raise DataError(f"{name}: images of shape {shape}; must have 1 channel (grey) or 3 (colour), first or last")
     return pixels[..., 0] if pixels.shape[3] == 1 else pixels
 
 
@@ -213,11 +227,6 @@ def _unit_scale(name: str, parts: Sequence[np.ndarray]) -> tuple[float, float, s
     """What to subtract and to divide by, so that values lie in [0, 1], and that in words."""
     if name in SOURCES:
         return 0.0, 255.0, "values divided by 255"
-    for part in parts:
-        finite = np.isfinite(part).reshape(len(part), -1).all(1)
-        if not finite.all():
-            bad = int(np.flatnonzero(~finite)[0])
-            raise DataError(f"{name}: image {bad} (counted from 0) holds a value that is not finite")
     low, high = min(part.min().item() for part in parts), max(part.max().item() for part in parts)
     integers = all(part.dtype.kind in "iu" for part in parts)
     for largest in (1, 255, 65535) if integers else (1, 255):
@@ -257,6 +266,12 @@ def checked_table(name: str, table: np.ndarray, columns: tuple[str, ...]) -> np.
     return table
 
 
-def _standardised(table: np.ndarray, standardisation: Standardisation) -> Samples:
+def _standardised(name: str, table: np.ndarray, standardisation: Standardisation) -> Samples:
     x = torch.from_numpy(standardisation.apply(table))
+    if not x.isfinite().all():
+        row, column = (~x.isfinite()).nonzero()[0].tolist()
+        raise DataError(
+            f"{name}: the column {standardisation.columns[column]} holds {table[row, column]:g}, "
+            "too far from the rows that the model is trained with"
+        )
     return Samples(x, tuple(x.shape[1:]), "columns standardised")

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import math
 import os
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +36,8 @@ EMPTINESS = 1000
 
 KNOWN_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
 """Of arrays in files of other people's: those that come with h5py."""
+LARGEST_PIECE, MOST_PIECES = 2**24, 10**6
+"""Bytes of a piece that such an array is stored in, unless the array itself is larger; and how many there may be."""
 
 Layout = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 """Names of arrays, with their types and shapes."""
@@ -91,6 +96,8 @@ def open_hdf5(path: Path, *, sealed: bool = True) -> Iterator[h5py.File]:
         try:
             if sealed:
                 _check_seal(path, raw)
+            elif not h5py.is_hdf5(path):
+                raise HDF5Error(f"{path}: not an HDF5 file")
             # by its bytes, not its path: so the library reads what was verified
             with h5py.File(raw, "r") as file:
                 yield file
@@ -244,9 +251,14 @@ def read_array(
 
 def _is_stored_within(item: h5py.Dataset, layouts: Collection[int], filters: Collection[int]) -> bool:
     """Whether all of an array lies in its own file, in one of these ways."""
+    how, used = item.id.get_create_plist(), _filters(item)
+    each_once = len(set(used)) == len(used) and set(used) <= set(filters)
+    return how.get_layout() in layouts and not how.get_external_count() and each_once
+
+
+def _filters(item: h5py.Dataset) -> list[int]:
     how = item.id.get_create_plist()
-    used = {how.get_filter(index)[0] for index in range(how.get_nfilters())}
-    return how.get_layout() in layouts and not how.get_external_count() and used <= set(filters)
+    return [how.get_filter(index)[0] for index in range(how.get_nfilters())]
 
 
 def names_of_arrays(path: Path, file: h5py.File) -> list[str]:
@@ -274,6 +286,10 @@ def describe_array(path: Path, file: h5py.File, name: str) -> tuple[tuple[int, .
     layouts = {h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT, h5py.h5d.CHUNKED}
     if not _is_stored_within(item, layouts, KNOWN_FILTERS):
         raise HDF5Error(f"{path}: {name} is stored elsewhere, or by a filter other than gzip, lzf, shuffle, fletcher32")
+    if item.chunks:
+        number = math.prod(-(-side // piece) for side, piece in zip(item.shape, item.chunks, strict=True))
+        if math.prod(item.chunks) * item.dtype.itemsize > max(LARGEST_PIECE, item.nbytes) or number > MOST_PIECES:
+            raise HDF5Error(f"{path}: {name} is stored in {number} pieces of {item.chunks}: out of proportion")
     return item.shape, item.dtype, min(item.id.get_storage_size(), file.id.get_filesize())
 
 
@@ -282,7 +298,29 @@ def read_rows(path: Path, file: h5py.File, name: str, first: int, last: int) -> 
     describe_array(path, file, name)
     item = file[name]
     assert isinstance(item, h5py.Dataset)
+    if item.chunks and h5py.h5z.FILTER_DEFLATE in _filters(item):
+        _check_pieces(path, item, item.chunks, first, last)
     return item[first:last]
+
+
+def _check_pieces(path: Path, item: h5py.Dataset, pieces: tuple[int, ...], first: int, last: int) -> None:
+    """Inflate each piece as far as it may go: the library would go on for as long as there is something to inflate."""
+    most = math.prod(pieces) * item.dtype.itemsize + 4  # a checksum may be in it
+    unless = 1 << _filters(item).index(h5py.h5z.FILTER_DEFLATE)
+    starts = [range(0, side, piece) for side, piece in zip(item.shape, pieces, strict=True)]
+    starts[0] = range(first // pieces[0] * pieces[0], last, pieces[0])
+    for start in itertools.product(*starts):
+        if item.id.get_chunk_info_by_coord(start).byte_offset is None:  # never written
+            continue
+        mask, content = item.id.read_direct_chunk(start)
+        if mask & unless:
+            continue
+        try:
+            inflated = zlib.decompressobj().decompress(content, most + 1)
+        except zlib.error as error:
+            raise HDF5Error(f"{path}: damaged: {item.name}: {error}") from error
+        if len(inflated) > most:
+            raise HDF5Error(f"{path}: {item.name} holds more than it announces")
 
 
 def digest(array: np.ndarray) -> str:

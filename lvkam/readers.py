@@ -13,20 +13,24 @@ import gzip
 import math
 import struct
 import sys
+import tokenize
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from lvkam.errors import InputError
-from lvkam.hdf5 import describe_array, names_of_arrays, open_hdf5, read_rows
+from lvkam.hdf5 import HDF5Error, describe_array, names_of_arrays, open_hdf5, read_rows
+
+if TYPE_CHECKING:
+    import h5py
 
 LARGEST_ARRAY = 2**32
 """Bytes of an array in a file."""
@@ -36,8 +40,8 @@ LARGEST_FACTOR, SMALL = 200, 2**24
 """Compressed arrays may be so many times as large as what the file holds of them, if they are not small (in bytes)."""
 LARGEST_IMAGE = 4096 * 4096
 """Pixels."""
-LONGEST_NAME, LONGEST_NAMES = 100, 30000
-"""Characters of a column's name, and of all of them."""
+LONGEST_NAME, LONGEST_NAMES, LONGEST_LINE = 100, 30000, 2**17
+"""Characters of a column's name, of all of them, and of the line in which they stand."""
 
 IMAGE_FORMATS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF",
@@ -54,6 +58,10 @@ MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "?"}
 
 class DataError(InputError):
     """Data that cannot be had or read; one message says what is missing or wrong."""
+
+    def __init__(self, message: str):
+        # names within files, and those of images, may be made to move the cursor
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class Rows(NamedTuple):
@@ -117,8 +125,12 @@ def _check_head(where: str, rows: Rows) -> None:
         raise DataError(
             f"{where}: an array of shape {rows.shape}; must be images, (N, H, W) or (N, H, W, C), or a table, (N, D)"
         )
-    if 0 in rows.shape:
+    if min(rows.shape) < 1:
         raise DataError(f"{where}: is empty, of shape {rows.shape}")
+    if rows.is_table and (rows.shape[1] > LONGEST_NAMES or len("".join(rows.columns)) > LONGEST_NAMES):
+        raise DataError(
+            f"{where}: the names of its {rows.shape[1]} columns have more than {LONGEST_NAMES} characters in all"
+        )
     if (size := math.prod(rows.shape) * rows.dtype.itemsize) > LARGEST_ARRAY:
         raise DataError(f"{where}: announces {size} bytes, more than 4 GiB")
 
@@ -142,20 +154,22 @@ def _chosen(path: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _named(chosen: Sequence[str], rows_of: Callable[[str], Rows]) -> dict[str, Rows]:
-    return {name if name in SPLITS else WHOLE: rows_of(name) for name in chosen}
+    return {name if len(chosen) > 1 else WHOLE: rows_of(name) for name in chosen}
 
 
 @contextmanager
-def _damage(path: Path, what: str) -> Iterator[None]:
+def _damage(path: Path, what: str, *more: type[Exception]) -> Iterator[None]:
     """What libraries raise on a broken file, in one message."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say of it too
+            yield
     except InputError:
         raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, KeyError, struct.error,
-            OverflowError, AttributeError) as error:  # fmt: skip
+    except (EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, LookupError, struct.error,
+            ArithmeticError, AttributeError, SyntaxError, tokenize.TokenError, *more) as error:  # fmt: skip
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: {what} ({reason:.200})") from error
 
@@ -165,26 +179,35 @@ def _damage(path: Path, what: str) -> Iterator[None]:
 
 def _npz_arrays(path: Path) -> dict[str, Rows]:
     with _damage(path, "no readable .npz file"), zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if other := next((name for name in archive.namelist() if not name.endswith(".npy")), None):
+            raise DataError(f"{path}: holds {other:.80}, which is no array")
         return _named(_chosen(path, names), lambda name: _npz_rows(path, archive, name))
 
 
 def _npz_rows(path: Path, archive: zipfile.ZipFile, name: str) -> Rows:
     """The head of one array; its sizes must agree with one another."""
     info = archive.getinfo(f"{name}.npy")
+    if info.flag_bits & 1:
+        raise DataError(f"{path}: {name} is encrypted")
+    if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise DataError(f"{path}: {name} is compressed in a way that NumPy does not write")
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)  # type: ignore[arg-type]
         if version not in {(1, 0), (2, 0)}:
             raise DataError(f"{path}: {name}: an array format that lvkam does not read ({version})")
         read_head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_columns, dtype = read_head(member)  # type: ignore[arg-type]
+        try:
+            shape, by_columns, dtype = read_head(member)  # type: ignore[arg-type]
+        except MemoryError as error:  # a head so nested that Python's own parser, which reads it, gives up
+            raise DataError(f"{path}: {name}: the head of an array cannot be read") from error
         start = member.tell()
     if dtype.hasobject:
         raise DataError(f"{path}: {name}: holds Python objects, which are never read; must be numbers")
     size = math.prod(shape) * dtype.itemsize
     if info.file_size != start + size:
         raise DataError(f"{path}: damaged: {name} announces {size} bytes, the archive {info.file_size - start}")
-    _check_factor(path, name, size, info.compress_size)
+    _check_factor(path, name, size, min(info.compress_size, path.stat().st_size))
 
     def read(first: int, last: int) -> np.ndarray:
         row = size // max(1, shape[0])
@@ -194,6 +217,8 @@ def _npz_rows(path: Path, archive: zipfile.ZipFile, name: str) -> Rows:
             raw = content.read(count)
             if len(raw) != count:
                 raise DataError(f"{path}: damaged: {name} is cut short")
+            while content.read(2**20):  # the checksum is compared at the end
+                pass
         if by_columns:
             return np.frombuffer(raw, dtype).reshape(shape, order="F")[first:last].copy()
         return np.frombuffer(raw, dtype).reshape(last - first, *shape[1:]).copy()
@@ -209,18 +234,27 @@ def _check_factor(path: Path, name: str, size: int, stored: int) -> None:
 # HDF5
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    try:
+        with open_hdf5(path, sealed=False) as file:
+            yield file
+    except HDF5Error as error:
+        raise DataError(str(error)) from error
+
+
 def _hdf5_arrays(path: Path) -> dict[str, Rows]:
-    with open_hdf5(path, sealed=False) as file:
+    with _opened(path) as file:
         return _named(_chosen(path, names_of_arrays(path, file)), lambda name: _hdf5_rows(path, name))
 
 
 def _hdf5_rows(path: Path, name: str) -> Rows:
-    with open_hdf5(path, sealed=False) as file:
+    with _opened(path) as file:
         shape, dtype, stored = describe_array(path, file, name)
         _check_factor(path, name, math.prod(shape) * dtype.itemsize, stored)
 
     def read(first: int, last: int) -> np.ndarray:
-        with open_hdf5(path, sealed=False) as again:
+        with _opened(path) as again:
             return read_rows(path, again, name, first, last)
 
     return Rows(shape, dtype, read)
@@ -234,41 +268,52 @@ def _csv_arrays(path: Path) -> dict[str, Rows]:
         raise DataError(f"{path}: {path.stat().st_size} bytes, more than 1 GiB")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            first = next(csv.reader([file.readline(2**20)], delimiter=","), [])
-            line = ",".join(first)
+            line = file.readline(LONGEST_LINE + 1)
+            if len(line) > LONGEST_LINE:
+                raise DataError(f"{path}: its first line has more than {LONGEST_LINE} characters")
+            # as many columns as any sign makes of it
+            heads = {sign: next(csv.reader([line], delimiter=sign), []) for sign in ",;\t"}
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
     except (OSError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
-    delimiter = max(",;\t", key=line.count) if any(sign in line for sign in ";\t") else ","
-    head = next(csv.reader([line], delimiter=delimiter), [])
+    delimiter = max(heads, key=lambda sign: len(heads[sign]))
+    head = heads[delimiter]
     has_names = not all(_is_number(field) or field.strip().lower() in MISSING for field in head)
     columns = tuple(f.strip() for f in head) if has_names else tuple(map(str, range(1, len(head) + 1)))
     if not columns or (has_names and any(_is_number(field) for field in head)):
-        raise DataError(f"{path}: its first line must hold numbers, or names of columns, and holds {line[:80]!r}")
+        found = line.strip()[:80]
+        raise DataError(f"{path}: its first line must hold numbers, or names of columns, and holds {found!r}")
+    seen: set[str] = set()
     for index, name in enumerate(columns):
-        if not name or not name.isprintable() or len(name) > LONGEST_NAME or columns.index(name) != index:
+        if not name or not name.isprintable() or len(name) > LONGEST_NAME or name in seen:
             raise DataError(
                 f"{path}: the name of column {index + 1} is {ascii(name)[:60]}; must be printable, its own, "
                 f"and no longer than {LONGEST_NAME} characters"
             )
-    if sum(map(len, columns)) > LONGEST_NAMES:
-        raise DataError(f"{path}: the names of its columns have more than {LONGEST_NAMES} characters in all")
+        seen.add(name)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "loadtxt: input contained no data")
             table = np.loadtxt(path, delimiter=delimiter, skiprows=int(has_names), comments=None, quotechar='"',
                                encoding="utf-8-sig", ndmin=2)  # fmt: skip
-    except ValueError as error:
-        raise DataError(_first_bad_cell(path, delimiter, has_names, columns) or f"{path}: {error}") from None
-    if len(table) and table.shape[1] != len(columns):
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not a text file in UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise DataError(_first_bad_cell(path, delimiter, has_names, columns) or f"{path}: {error!s:.200}") from None
+    if not len(table):
+        raise DataError(f"{path}: holds names of columns, and no row")
+    if table.shape[1] != len(columns):
         raise DataError(f"{path}: {len(columns)} names for {table.shape[1]} columns")
+    if not np.isfinite(table).all():
+        told = _first_bad_cell(path, delimiter, has_names, columns)
+        raise DataError(told or f"{path}: a value is missing or infinite")
     return {WHOLE: in_memory(table, columns if has_names else ())}
 
 
 def _first_bad_cell(path: Path, delimiter: str, has_names: bool, columns: tuple[str, ...]) -> str | None:
-    """Why a table is none, in words that lead to the place."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    """Why a table is none, in words that lead to the place; None where another parser finds nothing wrong with it."""
+    with suppress(csv.Error, OSError, UnicodeDecodeError), path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file, delimiter=delimiter)
         for row in rows:
             if not row or (has_names and rows.line_num == 1):
@@ -281,6 +326,9 @@ def _first_bad_cell(path: Path, delimiter: str, has_names: bool, columns: tuple[
                 if not _is_number(field):
                     shown = ascii(field)[:40]
                     return f"{path}: line {rows.line_num}: the column {name} holds {shown}, which is not a number"
+                if not math.isfinite(float(field)):
+                    shown = ascii(field)[:40]
+                    return f"{path}: line {rows.line_num}: the column {name} holds {shown}, which is not finite"
     return None
 
 
@@ -289,7 +337,7 @@ def _is_number(field: str) -> bool:
         float(field)
     except ValueError:
         return False
-    return True
+    return field.isascii() and "_" not in field  # which Python allows and NumPy does not
 
 
 # folders of images
@@ -340,7 +388,10 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         DataError: no such image, a broken one, or one of more than `LARGEST_IMAGE` pixels.
     """
+    if not path.is_file():
+        raise DataError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the rest of what Pillow says of broken files
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(path, formats=tuple(sorted(set(IMAGE_FORMATS.values())))) as image:
@@ -349,10 +400,12 @@ def read_image(path: Path) -> np.ndarray:
                     raise DataError(f"{path}: {height}x{width} pixels, more than {LARGEST_IMAGE}")
                 upright = ImageOps.exif_transpose(image)
                 return _pixels(upright)
+        except InputError:
+            raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise DataError(f"{path}: more than {LARGEST_IMAGE} pixels") from None
-        except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error,
-                OverflowError, RuntimeError) as error:  # fmt: skip
+        except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error,
+                ArithmeticError, AttributeError, RuntimeError) as error:  # fmt: skip
             # what Pillow raises on a broken file depends on its format
             reason = (str(error).splitlines() or [type(error).__name__])[0].replace(str(path), path.name)
             raise DataError(f"{path}: no readable image ({reason:.200})") from error
@@ -444,8 +497,9 @@ def read_svhn(path: Path) -> np.ndarray:
         DataError: not such a file.
     """
     import scipy.io
+    from scipy.io.matlab import MatReadError
 
-    with _damage(path, "no readable MATLAB file"):
+    with _damage(path, "no readable MATLAB file", MatReadError):
         if path.stat().st_size > LARGEST_ARRAY:
             raise DataError(f"{path}: more than 4 GiB")
         heads: list[Any] = scipy.io.whosmat(path)

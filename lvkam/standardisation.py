@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+LARGEST = 1e36
+"""Mean or standard deviation, so that float32 holds whatever is drawn; the smallest one is its reciprocal."""
+
 
 @dataclass(frozen=True)
 class Standardisation:
@@ -28,20 +31,24 @@ class Standardisation:
         """The transform that gives these rows, (N, D), mean 0 and standard deviation 1.
 
         Raises:
-            ValueError: a column is constant, so that its density is infinite; or too large for its square.
+            ValueError: a column is constant, so that its density is infinite; or too large or small for float32.
         """
-        mean, std = table.mean(0, dtype=np.float64), table.std(0, dtype=np.float64)
-        for name, scale, first in zip(columns, std, table[0], strict=True):
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = table.mean(0, dtype=np.float64), table.std(0, dtype=np.float64)
+        for name, centre, scale, first in zip(columns, mean, std, table[0], strict=True):
+            if not (np.isfinite(scale) and max(abs(centre), scale) < LARGEST):
+                raise ValueError(f"the column {name} holds numbers too large for single precision: change its unit")
             # what rounding leaves of the spread of a constant is no spread
             if not scale > 1e-12 * abs(first):
                 raise ValueError(f"the column {name} is constant ({first:g} in all {len(table)} rows)")
-            if not np.isfinite(scale):
-                raise ValueError(f"the column {name} holds numbers too large to be squared")
+            if scale < 1 / LARGEST:
+                raise ValueError(f"the column {name} holds numbers too small for single precision: change its unit")
         return cls(columns, mean, std)
 
     def apply(self, table: np.ndarray) -> np.ndarray:
         """What the model sees of rows: (N, D) -> (N, D), float32."""
-        return ((table - self.mean) / self.std).astype(np.float32)
+        with np.errstate(over="ignore"):  # infinite where float32 ends
+            return ((table - self.mean) / self.std).astype(np.float32)
 
     def restore(self, standardised: np.ndarray) -> np.ndarray:
         """The reverse, as far as float32 goes: (N, D) -> (N, D), float32."""

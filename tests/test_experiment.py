@@ -717,3 +717,22 @@ def test_the_signal_handlers_are_given_back(whole_run: tuple[Path, list[str]], t
     assert during
     assert all(during)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_model_of_ones_own_loop_is_saved_alone_and_loaded_to_the_bit(tmp_path: Path) -> None:
+    config = small_config()
+    model = build_model(config, 12)
+    lvkam.save_model(tmp_path / "own.h5", model, config, (3, 4))
+    loaded = load_model(tmp_path / "own.h5")
+    assert all(map(torch.equal, model.state_dict().values(), loaded.state_dict().values()))
+    assert not read_checkpoint(tmp_path / "own.h5").training
+    for wrong in ((3, 5), (12,)):
+        with pytest.raises(CheckpointError, match="the model is not the configuration's for images of"):
+            lvkam.save_model(tmp_path / "wrong.h5", model, config, wrong)
+    with pytest.raises(CheckpointError, match="the model is not the configuration's"):
+        lvkam.save_model(tmp_path / "wrong.h5", build_model(small_config("MIX_PRIOR.grid_size=6"), 12), config, (3, 4))
+    with torch.no_grad():
+        model.prior.mixture_logits[0, 0] = math.nan
+    with pytest.raises(CheckpointError, match=r"prior/mixture_logits holds numbers that are not finite; not saved"):
+        lvkam.save_model(tmp_path / "wrong.h5", model, config, (3, 4))
+    assert [path.name for path in tmp_path.iterdir()] == ["own.h5"]
