@@ -6,6 +6,7 @@ The same function serves as it is, so that compiled and plain results can be com
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -40,9 +41,15 @@ def compiler_problem(device_type: str = "cpu") -> str | None:
     """Why nothing can be compiled for a kind of device, in one line, or None: found by compiling something."""
     if torch._dynamo.config.disable:
         return "TORCHDYNAMO_DISABLE is set"
+    # torch's first compilation looks for CUDA's compiler, and warns where there is one but no GPU: no matter here
+    about_cuda = logging.getLogger("torch.utils.cpp_extension")
+    level = about_cuda.level
+    about_cuda.setLevel(logging.ERROR)
     try:
         torch.compile(lambda x: x.exp() + 1, fullgraph=True)(torch.zeros(17, device=device_type))
     except (RuntimeError, OSError) as error:  # no compiler, no headers, no folder for its files, ...
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return " ".join(lines[:2]) or type(error).__name__
+    finally:
+        about_cuda.setLevel(level)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -185,3 +186,20 @@ def test_a_run_does_not_go_on_otherwise_than_it_began_unasked(
     with pytest.raises(ConfigError) as caught:
         choose_compilation(small_config(key), torch.device("cpu"), before)
     assert caught.value.problems == (f"test: [TRAINING] compile = {allowed}",)
+
+
+def test_a_compiler_for_a_gpu_that_is_not_there_is_no_matter(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("torch.utils.cpp_extension")
+
+    def warn(*_: object, **__: object) -> Callable[[Tensor], Tensor]:
+        # as a CUDA build of torch does where there is nvcc and no GPU
+        logger.warning("No CUDA runtime is found, using CUDA_HOME='/usr/local'")
+        return torch.exp
+
+    monkeypatch.setattr(torch, "compile", warn)
+    level = logger.level
+    assert compiler_problem.__wrapped__() is None
+    assert not caplog.records
+    assert logger.level == level
