@@ -27,7 +27,7 @@ from lvkam.checkpoint import (
 )
 from lvkam.config import Config, parse_config
 from lvkam.hdf5 import LONGEST_TEXT
-from lvkam.optimizers import OPTIMIZERS, build_optimizer
+from lvkam.optimizers import FIRST_ORDER, build_optimizer
 from lvkam.progress import EpochRecord, TrainingState
 from lvkam.writing import WriteError
 from tests.conftest import reseal, small_config
@@ -557,7 +557,7 @@ def entries(arrays: dict[str, np.ndarray], prefix: str = "") -> Entries:
 @pytest.mark.parametrize("trainable", ["true", "false"])
 @pytest.mark.parametrize("widths", ["3, 4", "3, 5, 2, 4", "1, 4"])
 @pytest.mark.parametrize("basis", ["B-spline", "RBF", "RSWAF"])
-@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("optimizer", sorted(FIRST_ORDER))
 def test_the_layouts_are_those_of_models_and_optimisers(
     optimizer: str, basis: str, widths: str, trainable: str
 ) -> None:
@@ -593,7 +593,7 @@ def test_the_layouts_are_those_of_models_and_optimisers(
     }
 
 
-@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("optimizer", sorted(FIRST_ORDER))
 def test_every_parameter_has_its_state_after_one_step_of_training(optimizer: str) -> None:
     # otherwise a file would be written that the layout refuses
     for overrides in ([], ["MIX_PRIOR.layer_widths=1, 4"], ["MIX_PRIOR.normalization=contrastive"],
