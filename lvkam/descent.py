@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -35,6 +36,7 @@ LEAST_SHIFT = 1e-3
 """Of a Hessian that is not positive definite, relative to its largest entry."""
 
 SMALLEST_RATE = 1e-30
+"""Of a first trial, the largest being its inverse: float32 holds both, and the steps that may follow."""
 
 HESSIAN_ROWS = 32
 """Computed at a time."""
@@ -105,12 +107,12 @@ class FunctionOptimizer(Optimizer):
 
     @property
     def rate(self) -> float:
-        """The learning rate, within what float32 can hold a thousandfold."""
+        """The learning rate, as a first trial."""
         return min(max(self.param_groups[0]["lr"], SMALLEST_RATE), 1 / SMALLEST_RATE)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """torch's, into the tensors that are there, which parameters share."""
-        own = {parameter: dict(self.state[parameter]) for parameter in self.parameters}
+        own = {parameter: dict(state) for parameter, state in self.state.items()}
         super().load_state_dict(state_dict)
         for parameter, state in own.items():
             for key, tensor in state.items():
@@ -202,7 +204,8 @@ def _dot(a: Tensor, b: Tensor) -> float:
 def _curvature(change: Tensor, difference: Tensor) -> float | None:
     """y.s, or None where that cannot be told from zero, or the function curves down."""
     curvature, size = _dot(change, difference), math.sqrt(_dot(change, change) * _dot(difference, difference))
-    return curvature if curvature > torch.finfo(change.dtype).eps * size else None
+    limits = torch.finfo(change.dtype)
+    return curvature if curvature > max(limits.eps * size, math.sqrt(limits.tiny)) else None
 
 
 class GradientDescent(FunctionOptimizer):
@@ -272,7 +275,7 @@ class LBFGS(FunctionOptimizer):
             factors.append(torch.dot(s, direction).item() / curvature)
             direction.sub_(y, alpha=factors[-1])
         y = pairs[-1][1]
-        direction.mul_(curvatures[-1] / torch.dot(y, y).item())  # equation 7.20
+        direction.mul_(curvatures[-1] / _dot(y, y))  # equation 7.20
         for (s, y), curvature, factor in zip(pairs, curvatures, reversed(factors), strict=True):
             direction.add_(s, alpha=factor - torch.dot(y, direction).item() / curvature)
         return direction, 1.0
@@ -321,25 +324,23 @@ def _hessian(function: Function, parameters: Sequence[Tensor]) -> Tensor:
     Raises:
         FloatingPointError: one of them is not finite.
     """
-    rows = []
+    sizes = [p.numel() for p in parameters]
+    hessian = torch.zeros(sum(sizes), sum(sizes), dtype=torch.float64, device=parameters[0].device)
     with torch.enable_grad(), twice_differentiable():
         gradients = torch.autograd.grad(function(), parameters, create_graph=True, materialize_grads=True)
         gradient = torch.cat([g.flatten() for g in gradients])
-        unit = torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device)
-        for chosen in unit.split(HESSIAN_ROWS):
+        places = torch.arange(len(gradient), device=gradient.device)
+        for rows, chosen in zip(hessian.split(HESSIAN_ROWS), places.split(HESSIAN_ROWS), strict=True):
+            unit = F.one_hot(chosen, len(gradient)).to(gradient.dtype)
             parts = torch.autograd.grad(
-                gradient, parameters, chosen, retain_graph=True, allow_unused=True, is_grads_batched=True
+                gradient, parameters, unit, retain_graph=True, allow_unused=True, is_grads_batched=True
             )
-            empty = (chosen.new_zeros(len(chosen), p.numel()) for p in parameters)
-            rows.append(
-                torch.cat(
-                    [e if p is None else p.reshape(len(chosen), -1) for p, e in zip(parts, empty, strict=True)], 1
-                )
-            )
-    hessian = torch.cat(rows).detach().double()
+            for columns, part in zip(rows.split(sizes, dim=1), parts, strict=True):
+                if part is not None:
+                    columns.copy_(part.reshape(len(chosen), -1))
     if not hessian.isfinite().all():
         raise FloatingPointError("a second derivative is not finite")
-    return (hessian + hessian.T) / 2
+    return hessian.add_(hessian.T.clone()).div_(2)
 
 
 class NelderMead(FunctionOptimizer):

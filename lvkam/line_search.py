@@ -34,8 +34,8 @@ from scipy.optimize._dcsrch import DCSRCH
 LONGEST = 1e5
 """Times the first trial: no step is longer. What falls for longer than that along a line has no minimum there."""
 
-SHORTEST = 1e-12
-"""Times the first trial: no step is shorter."""
+NARROWEST = 1e-12
+"""Brackets narrower than this share of their upper end are not divided."""
 
 MOST_TRIALS = 100
 """Of backtracking or of Hager and Zhang's method, and how often a search may begin again."""
@@ -106,10 +106,20 @@ class _Line:
         """The step of the lowest value so far."""
         return min(self.points, key=self.value)
 
+    def likeliest(self) -> float:
+        """Where the slopes beside the lowest value say that a minimum is; the shortest step if 0 is the lowest."""
+        low = self.lowest()
+        falls = self.slope(low) < 0
+        across = [t for t in self.points if (t > low if falls else t < low) and (self.slope(t) < 0) != falls]
+        if across:
+            guess = _secant(self, low, (min if falls else max)(across))
+            return guess if guess > 0 else low
+        return low or min(self.points.keys() - {0.0})
+
     def is_low(self, step: float, c_1: float) -> bool:
-        """Armijo's condition."""
+        """Armijo's condition; a decrease that rounding leaves nothing of is none."""
         value, slope = self.points[0.0]
-        return self.value(step) <= value + c_1 * step * slope
+        return value > self.value(step) <= value + c_1 * step * slope
 
 
 def _backtrack(line: _Line, first: float, longest: float, constants: Constants) -> float | None:
@@ -119,30 +129,32 @@ def _backtrack(line: _Line, first: float, longest: float, constants: Constants) 
 
 
 def _strong_wolfe(line: _Line, first: float, longest: float, constants: Constants) -> float | None:
-    """Nocedal and Wright, algorithms 3.5 and 3.6, as scipy has them, begun again where its ten divisions end."""
+    """Nocedal and Wright, algorithms 3.5 and 3.6, as scipy has them, begun again where its divisions do not suffice."""
     with warnings.catch_warnings():
         # a search that fails is told by what it returns
         warnings.filterwarnings("ignore", "The line search algorithm|Rounding errors", RuntimeWarning)
         for _ in range(RESTARTS):
             # in units of the first trial, since scipy's is 1
-            step, *_ = line_search(
+            step, *_, slope = line_search(
                 lambda t: line.value(t.item()), lambda t: np.array([line.slope(t.item())]),
                 np.zeros(1), np.array([first]), old_fval=line.value(0.0), c1=constants.c_1, c2=constants.c_2,
                 amax=longest / first, maxiter=math.ceil(math.log2(longest / first)) + 1,
             )  # fmt: skip
-            if step is not None:
-                return float(step) * first
-            first = line.lowest() or min(line.points.keys() - {0.0})
+            if step is not None and slope is not None:  # without a slope it has failed, whatever the step
+                step = float(step) * first
+                return step if line.is_low(step, constants.c_1) else None  # as for More and Thuente's
+            first = line.likeliest()
     return None
 
 
 def _more_thuente(line: _Line, first: float, longest: float, constants: Constants) -> float | None:
     # numbers of NumPy, which a division by zero makes infinite, and the search then fails
     value, slope = (lambda t: np.float64(line.value(t))), (lambda t: np.float64(line.slope(t)))
-    search = DCSRCH(value, slope, constants.c_1, constants.c_2, 1e-14, SHORTEST * first, longest)
+    search = DCSRCH(value, slope, constants.c_1, constants.c_2, 1e-14, 0.0, longest)
     with np.errstate(all="ignore"):
         step, *_ = search(first, value(0.0), slope(0.0))
-    return None if step is None else float(step)
+    # of a step so short that its decrease is lost in rounding it would hold that it is low enough
+    return float(step) if step is not None and line.is_low(float(step), constants.c_1) else None
 
 
 def _hager_zhang(line: _Line, first: float, longest: float, constants: Constants) -> float | None:
@@ -175,7 +187,7 @@ def _hager_zhang_trials(line: _Line, first: float, longest: float, highest: floa
         if b >= longest:
             return
         a, b = b, min(EXPANSION * b, longest)
-    while b - a > SHORTEST * b:  # L1 to L3
+    while b - a > NARROWEST * b:  # L1 to L3
         secant = _secant(line, a, b)
         low, high = yield from _updated(line, a, b, secant, highest)
         if secant in (low, high):  # S2 to S4
@@ -210,7 +222,7 @@ def _updated(line: _Line, a: float, b: float, c: float, highest: float) -> _Brac
 
 def _bisected(line: _Line, a: float, b: float, highest: float) -> _Bracketing:
     """A bracket in [a, b], where phi(b) is too high and still falls (U3)."""
-    while b - a > SHORTEST * b:
+    while b - a > NARROWEST * b:
         c = (1 - BISECTION) * a + BISECTION * b
         yield c
         if line.slope(c) >= 0:
