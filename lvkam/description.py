@@ -73,7 +73,8 @@ def _describe_optimizer(config: Config) -> str:
 
 
 def _memory_estimate(model: LVKAM, config: Config, dataset: Dataset) -> float:
-    """Bytes: the libraries, the images, parameters with gradients and Adam's two moments, and the step's tensors."""
+    """Bytes: the libraries, the images, parameters with gradients and Adam's two moments, or what another
+    optimiser needs besides, and the step's tensors."""
     libraries = 350 * 2**20
     parameters = sum(p.numel() for p in model.parameters())
     batch, samples = config.training.batch_size, config.training.num_samples

@@ -70,11 +70,12 @@ def build_optimizer(
 
 
 def memory_needed(name: str, num_parameters: int, memory: int) -> int:
-    """Bytes that a step takes for what grows faster than the parameters, or as fast with a large factor."""
+    """Bytes that an optimiser takes beyond some times the parameters."""
     n = num_parameters
     return {
-        "l-bfgs": 2 * 4 * memory * n,
-        "bfgs": 4 * n**2,
+        # what is kept, and copied twice on its way into a checkpoint
+        "l-bfgs": 3 * 2 * 4 * memory * n,
+        "bfgs": 3 * 4 * n**2,
         # in float64 the Hessian, its transpose or factor; eigenvectors and LAPACK's workspace besides
         "newton": 5 * 8 * n**2,
         "interior-point": 3 * 8 * n**2,

@@ -309,7 +309,7 @@ LARGE = ["MIX_PRIOR.layer_widths=50, 101", "KAN_LIKELIHOOD.expert_widths=101, 20
 
 
 @pytest.mark.parametrize(("name", "bytes_a_number"), [
-    ("newton", 40), ("interior-point", 24), ("bfgs", 4), ("neldermead", 16), ("l-bfgs", 8),
+    ("newton", 40), ("interior-point", 24), ("bfgs", 12), ("neldermead", 16), ("l-bfgs", 24),
 ])  # fmt: skip
 def test_a_step_that_could_not_fit_in_memory_is_refused(name: str, bytes_a_number: int, tmp_path: Path) -> None:
     """Before anything is written, by `check` as well; what there is, is told too."""

@@ -70,7 +70,7 @@ def held(optimizer: FunctionOptimizer) -> int:
 
 
 @pytest.mark.parametrize(("name", "expected"), [
-    ("adam", 0), ("sgd", 0), ("gd", 0), ("cg", 0), ("l-bfgs", 2 * 7 * 30 * 4), ("bfgs", 30**2 * 4),
+    ("adam", 0), ("sgd", 0), ("gd", 0), ("cg", 0), ("l-bfgs", 3 * 2 * 7 * 30 * 4), ("bfgs", 3 * 30**2 * 4),
     ("newton", 5 * 30**2 * 8), ("interior-point", 3 * 30**2 * 8), ("neldermead", 2 * 31 * 30 * 8),
 ])  # fmt: skip
 def test_the_memory_that_a_step_needs(name: str, expected: int) -> None:
@@ -78,7 +78,7 @@ def test_the_memory_that_a_step_needs(name: str, expected: int) -> None:
     if name in {"l-bfgs", "bfgs"}:  # which they keep
         optimizer = build_optimizer(name, [nn.Parameter(torch.zeros(30))], 0.1, memory=7)
         assert isinstance(optimizer, FunctionOptimizer)
-        assert expected <= held(optimizer) <= expected + 8
+        assert expected / 3 <= held(optimizer) <= expected / 3 + 8
 
 
 def test_half_of_the_memory_is_allowed() -> None:

@@ -566,11 +566,11 @@ TINY = (
 """Of some hundred parameters, so that second derivatives and simplices are quick."""
 
 
-@pytest.mark.parametrize("schedule", [(), ("OPTIMIZER.schedule=cosine", "OPTIMIZER.warmup_steps=3")])
-@pytest.mark.parametrize("optimizer", SEARCHING)
+COSINE = ("OPTIMIZER.schedule=cosine", "OPTIMIZER.warmup_steps=3")
+
+
+@pytest.mark.parametrize(("optimizer", "schedule"), [*((o, ()) for o in SEARCHING), ("cg", COSINE), ("l-bfgs", COSINE)])
 def test_one_that_lowers_functions_goes_on_to_the_same_bits(optimizer: str, schedule: tuple[str, ...]) -> None:
-    if schedule and optimizer not in {"cg", "l-bfgs"}:
-        pytest.skip("the schedule is the same code for all")
     config = ragged_config(f"OPTIMIZER.type={optimizer}", *OBJECTIVES["vanilla"], *TINY, "OPTIMIZER.l-bfgs_memory=3",
                            "OPTIMIZER.learning_rate=0.05", "GRID_UPDATING.grid_update_frequency=3",
                            *schedule)  # fmt: skip

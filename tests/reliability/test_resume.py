@@ -39,8 +39,9 @@ SEARCHING = ["gd", "cg", "l-bfgs", "bfgs", "newton", "interior-point", "nelderme
 TINY = (
     "MIX_PRIOR.layer_widths=2, 2", "MIX_PRIOR.grid_size=2", "MIX_PRIOR.spline_degree=1", "TRAINING.img_resize=3, 3",
     "KAN_LIKELIHOOD.expert_widths=2", "KAN_LIKELIHOOD.grid_size=2", "KAN_LIKELIHOOD.spline_degree=1",
+    "OPTIMIZER.l-bfgs_memory=3",
 )  # fmt: skip
-"""Of 114 parameters: some steps cost as much as their square."""
+"""Of 114 parameters: some steps cost as much as their square. Pairs are replaced by later ones."""
 # of 8 steps an epoch, with grid updates before the steps 1, 4, 7, 10, 13, 16: right before one, right after it, in the
 # middle, at an epoch's last step, whose evaluation is then still to come, and after it
 STOPS = list(range(1, 16)) if SOAK else [3, 4, 6, 8, 9]
