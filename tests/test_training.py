@@ -578,7 +578,7 @@ def test_one_that_lowers_functions_goes_on_to_the_same_bits(optimizer: str, sche
     undisturbed.run()
     updates = [int(saved.arrays["last_grid_update"]) for saved in undisturbed.copies]
     assert updates == [1, 1, 1, 4, 4, 4, 4, 4, 8, 8]
-    for index, saved in enumerate(undisturbed.copies[::3]):
+    for index, saved in enumerate(undisturbed.copies[:: 6 if optimizer == "neldermead" else 3]):  # it takes its time
         require_same(Training.resumed(config, saved, by_file=index % 2 == 0), undisturbed)
     if optimizer in {"cg", "bfgs", "l-bfgs"}:  # what it remembers matters
         saved = undisturbed.copies[6]
