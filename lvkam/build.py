@@ -14,13 +14,23 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lvkam.checkpoint import Checkpoint, CheckpointError, model_layout, problem_of, read_checkpoint, write_checkpoint
+from lvkam.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    count_parameters,
+    model_layout,
+    problem_of,
+    read_checkpoint,
+    write_checkpoint,
+)
 from lvkam.compilation import compiler_problem
 from lvkam.config import Config, ConfigError, parse_config
 from lvkam.errors import InputError
 from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
+from lvkam.line_search import Constants
 from lvkam.model import LVKAM
 from lvkam.objectives import ImportanceSampling, Objective, ThermodynamicIntegration
+from lvkam.optimizers import build_optimizer, memory_allowed, memory_needed
 from lvkam.prior import REFERENCE_DENSITIES, MixturePrior
 from lvkam.sections import UnivariateConfig
 from lvkam.splines import BASES
@@ -119,6 +129,31 @@ def build_objective(config: Config) -> Objective:
     )
 
 
+def build_config_optimizer(config: Config, model: LVKAM) -> Optimizer:
+    """The optimiser of a configuration, over a model's parameters."""
+    settings, search = config.optimizer, config.line_search
+    return build_optimizer(
+        settings.type, model.parameters(), settings.learning_rate, search.type,
+        Constants(search.c_1, search.c_2, search.rho), settings.lbfgs_memory,
+    )  # fmt: skip
+
+
+def check_optimizer_memory(config: Config, data_dim: int) -> None:
+    """Refuse an optimiser of whose steps not one would fit in memory.
+
+    Raises:
+        ConfigError: it says how many parameters there are, what a step needs and what there is.
+    """
+    count, allowed = count_parameters(config, data_dim), memory_allowed()
+    needed = memory_needed(config.optimizer.type, count, config.optimizer.lbfgs_memory)
+    if needed > allowed:
+        message = (
+            f"one that needs less memory: a step with {count:,} parameters would take {needed / 2**30:,.1f} GiB, "
+            f"and half of what there is are {allowed / 2**30:,.1f} GiB"
+        )
+        raise ConfigError([config.problem("OPTIMIZER", "type", message)])
+
+
 def layers_of(model: LVKAM) -> Iterator[tuple[str, UnivariateFunctions]]:
     """All layers of univariate functions, by their paths in a file."""
     for part, layers in (("prior", model.prior.layers), ("generator", model.generator.layers)):
@@ -184,8 +219,12 @@ def set_optimizer_arrays(model: LVKAM, optimizer: Optimizer, arrays: Mapping[str
         path, _, key = name.rpartition("/")
         # a copy of its own, laid out as the optimiser would have it; counts of steps stay where torch has them
         value = _from_array(path, array).clone(memory_format=torch.contiguous_format)
-        device = tensors[path].device if key != "step" or fused else torch.device("cpu")
-        optimizer.state[tensors[path]][key] = value.to(device)
+        state = optimizer.state[tensors[path]]
+        if key in state:  # made with the optimiser, and shared between parameters
+            state[key].copy_(value)
+        else:
+            device = tensors[path].device if key != "step" or fused else torch.device("cpu")
+            state[key] = value.to(device)
 
 
 class LoadedModel(NamedTuple):

@@ -57,8 +57,28 @@ OPTIMIZER_STATE: dict[str, tuple[str, ...]] = {
     "adamw": ("exp_avg", "exp_avg_sq", "step"),
     "sgd": (),
     "rms": ("square_avg", "step"),
+    "gd": (),
+    "cg": ("direction", "scaled_difference"),
+    "bfgs": ("inverse_hessian", "step"),
+    "l-bfgs": ("changes", "differences", "step"),
+    "newton": (),
+    "interior-point": (),
+    "neldermead": (),
 }
-"""What each optimiser remembers of a parameter: arrays like it, and the number of steps."""
+"""What each optimiser remembers of a parameter: arrays like it, but for those of `_state_shape`."""
+
+
+def _state_shape(key: str, shape: tuple[int, ...], num_parameters: int, memory: int) -> tuple[int, ...]:
+    """Of an array that an optimiser keeps of a parameter of a shape; matrices have the order of the model's memory."""
+    size = math.prod(shape)
+    if key == "step":  # how many were taken
+        return ()
+    if key == "inverse_hessian":  # this parameter's rows
+        return size, num_parameters
+    if key in {"changes", "differences"}:  # a row for each of the pairs
+        return memory, size
+    return shape
+
 
 _FLOAT, _WIDE, _INTEGER = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
 
@@ -131,6 +151,12 @@ def learnt(config: Config, path: str) -> bool:
     return not path.endswith("/grid") and (section.bandwidth_trainable or not path.endswith("/bandwidth"))
 
 
+def count_parameters(config: Config, data_dim: int) -> int:
+    """How many numbers a configuration's model learns."""
+    layout = model_layout(config, data_dim)
+    return sum(math.prod(shape) for path, (_, shape) in layout.items() if learnt(config, path))
+
+
 def training_layout(config: Config, data_dim: int, epoch: int) -> Layout:
     """The same for what going on with the training needs."""
     layout: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
@@ -140,9 +166,11 @@ def training_layout(config: Config, data_dim: int, epoch: int) -> Layout:
         "training/data_sha256": (np.dtype(np.uint8), (32,)),
     }
     layout |= {f"training/progress/{name}": entry for name, entry in TrainingState.layout(epoch).items()}
+    num_parameters, memory = count_parameters(config, data_dim), config.optimizer.lbfgs_memory
     for path, (_, shape) in model_layout(config, data_dim).items():
         for key in OPTIMIZER_STATE[config.optimizer.type] if learnt(config, path) else ():
-            layout[f"training/optimizer/{path}/{key}"] = (_FLOAT, () if key == "step" else shape)
+            of_key = _state_shape(key, shape, num_parameters, memory)
+            layout[f"training/optimizer/{path}/{key}"] = (_FLOAT, of_key)
     return layout
 
 

@@ -83,12 +83,13 @@ class Config(BaseModel):
 SECTIONS: dict[str, type[Section]] = {name: type(section) for name, section in Config().sections()}
 
 NOT_IMPLEMENTED: dict[tuple[str, str], tuple[Any, ...]] = {
-    ("OPTIMIZER", "type"): ("bfgs", "l-bfgs", "cg", "gd", "newton", "interior-point", "neldermead"),
-    ("OPTIMIZER", "schedule"): ("cosine", "step"),
     ("TRAINING", "binarize"): ("static", "dynamic"),
     ("TRAINING", "shard"): ("samples",),
 }
 """Values that later versions will accept; `_not_implemented` adds those that are ranges."""
+
+SEARCH_ALONG_LINES = ("gd", "cg", "bfgs", "l-bfgs", "newton", "interior-point")
+"""Optimisers that use [LINE_SEARCH]."""
 
 NARROWEST_GAP = 1e-6
 """Between knots, relative to where they lie: several steps of float32."""
@@ -252,6 +253,8 @@ _PARTNERS = {
     ("THERMODYNAMIC_INTEGRATION", "resampler"): [_ESTIMATOR, _TEMPERATURES],
     ("THERMODYNAMIC_INTEGRATION", "moves_per_temperature"): [_ESTIMATOR, _TEMPERATURES],
     ("MIX_PRIOR", "normalization"): [_TEMPERATURES, ("THERMODYNAMIC_INTEGRATION", "moves_per_temperature")],
+    ("LINE_SEARCH", "c_1"): [("LINE_SEARCH", "type"), ("OPTIMIZER", "type")],
+    ("LINE_SEARCH", "c_2"): [("LINE_SEARCH", "c_1"), ("LINE_SEARCH", "type"), ("OPTIMIZER", "type")],
     ("TRAINING", "batch_size"): [("TRAINING", "N_train")],
     ("TRAINING", "N_train"): [("TRAINING", "dataset")],
     ("TRAINING", "N_test"): [("TRAINING", "dataset")],
@@ -270,6 +273,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.generator.likelihood == "bernoulli" and config.generator.output_activation != "sigmoid":
         yield "KAN_LIKELIHOOD", "output_activation", "sigmoid, which likelihood_model = bernoulli needs"
     yield from _thermodynamic_contradictions(config)
+    yield from _line_search_contradictions(config)
     training = config.training
     if training.dataset in SPLIT_SIZES:
         most_train, most_test = SPLIT_SIZES[training.dataset]
@@ -304,13 +308,22 @@ def _thermodynamic_contradictions(config: Config) -> Iterator[tuple[str, str, st
         )
 
 
+def _line_search_contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Without which there need not be any acceptable step."""
+    settings = config.line_search
+    if config.optimizer.type not in SEARCH_ALONG_LINES or settings.type == "backtrack":
+        return
+    if settings.type == "hagerzhang" and settings.c_1 >= 0.5:
+        yield "LINE_SEARCH", "c_1", "less than 0.5, which type = hagerzhang needs"
+    elif settings.c_2 <= settings.c_1:
+        yield "LINE_SEARCH", "c_2", f"greater than c_1 = {write_value(settings.c_1)}"
+
+
 def _not_implemented(config: Config) -> Iterator[tuple[str, str]]:
     sections = dict(config.sections())
     for (section, key), values in NOT_IMPLEMENTED.items():
         if getattr(sections[section], SECTIONS[section].fields_by_key()[key][0]) in values:
             yield section, key
-    if config.optimizer.warmup_steps:
-        yield "OPTIMIZER", "warmup_steps"
     if config.training.gen_every:
         yield "TRAINING", "gen_every"
 
@@ -328,7 +341,7 @@ def key_table() -> str:
             parts.append(f"| `{key}` | {allowed_text(field)} | `{write_value(defaults[key])}` | {field.description} |")
         parts.append("")
     not_yet = [f"`{key} = {write_value(v)}`" for (_, key), values in NOT_IMPLEMENTED.items() for v in values]
-    not_yet += ["`warmup_steps`", "`gen_every`"]
+    not_yet += ["`gen_every`"]
     parts.append(f"Accepted by the dialect but refused in this version: {', '.join(not_yet)}.")
     return "\n".join(parts) + "\n"
 

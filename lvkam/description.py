@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from lvkam.build import build_model, build_objective, compilation_plan, layers_of
-from lvkam.config import Config
+from lvkam.build import build_model, build_objective, check_optimizer_memory, compilation_plan, layers_of
+from lvkam.config import SEARCH_ALONG_LINES, Config
 from lvkam.data import Dataset, checked_table, load_samples
 from lvkam.evidence import CHUNK
 from lvkam.experiment import load_config_dataset
 from lvkam.model import LVKAM
 from lvkam.objectives import Objective, ThermodynamicIntegration
+from lvkam.optimizers import memory_needed
 from lvkam.plots import MOST_IMAGES, pair_plot, save_image_grid
 from lvkam.readers import DataError
 from lvkam.run_folder import check_files, check_folder, default_folder, results_in
@@ -30,6 +31,7 @@ def describe_run(config: Config, output: Path | None = None, data_dir: Path | No
     folder = output or default_folder(config)
     check_folder(folder, overwrite=True)
     dataset = load_config_dataset(config, data_dir)
+    check_optimizer_memory(config, math.prod(dataset.image_shape))
     model = build_model(config, math.prod(dataset.image_shape))
     training = config.training
     steps = math.ceil(training.num_train / training.batch_size)
@@ -42,6 +44,7 @@ def describe_run(config: Config, output: Path | None = None, data_dir: Path | No
         "steps": f"{training.num_epochs} epochs of {steps} steps of {training.batch_size} {dataset.what} "
         f"and {training.num_samples} samples",
         "objective": _describe_objective(build_objective(config)),
+        "optimizer": _describe_optimizer(config),
         "kernels": f"not compiled: {plan}" if (plan := compilation_plan(config)) else "compiled, if a compiler works",
         "memory": f"about {_memory_estimate(model, config, dataset) / 2**20:.0f} MiB",
         "folder": f"{folder}{HELD if results_in(folder) else ''}",
@@ -100,8 +103,24 @@ def _describe_objective(objective: Objective) -> str:
     )
 
 
+def _describe_optimizer(config: Config) -> str:
+    settings, search = config.optimizer, config.line_search
+    words = [settings.type]
+    if settings.type in SEARCH_ALONG_LINES:
+        rho = f", rho = {search.rho:g}" if search.type == "backtrack" else f", c_2 = {search.c_2:g}"
+        words.append(f"line search {search.type} (c_1 = {search.c_1:g}{rho})")
+    if settings.type == "l-bfgs":
+        words.append(f"of {settings.lbfgs_memory} steps")
+    falls = f" by {settings.step_factor:g} every {settings.step_every} epochs" if settings.schedule == "step" else ""
+    words.append(f"learning rate {settings.learning_rate:g}, schedule {settings.schedule}{falls}")
+    if settings.warmup_steps:
+        words.append(f"rising over {settings.warmup_steps} steps")
+    return ", ".join(words)
+
+
 def _memory_estimate(model: LVKAM, config: Config, dataset: Dataset) -> float:
-    """Bytes: the libraries, the images, parameters with gradients and Adam's two moments, and the step's tensors."""
+    """Bytes: the libraries, the images, parameters with gradients and Adam's two moments, or what another
+    optimiser needs besides, and the step's tensors."""
     libraries = 350 * 2**20
     parameters = sum(p.numel() for p in model.parameters())
     batch, samples = config.training.batch_size, config.training.num_samples
@@ -111,4 +130,5 @@ def _memory_estimate(model: LVKAM, config: Config, dataset: Dataset) -> float:
     values = sum(layer.num_inputs + layer.num_outputs for _, layer in layers_of(model)) + batch
     quadrature = config.prior.quadrature_points * config.prior.latent_dim * config.prior.num_components
     floats = dataset.train.numel() + 4 * parameters + 4 * samples * values + 6 * quadrature + 4 * FEATURES
-    return libraries + 4 * floats
+    of_optimizer = memory_needed(config.optimizer.type, parameters, config.optimizer.lbfgs_memory)
+    return libraries + 4 * floats + of_optimizer

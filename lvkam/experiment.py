@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from lvkam.build import (
     assemble_model,
+    build_config_optimizer,
     build_objective,
+    check_optimizer_memory,
     choose_compilation,
     choose_device,
     load_model,
@@ -29,10 +31,10 @@ from lvkam.build import (
 from lvkam.checkpoint import Checkpoint, CheckpointError, problem_of, write_checkpoint
 from lvkam.config import Config, ConfigError
 from lvkam.data import Dataset, TooFewImagesError, load_dataset
+from lvkam.descent import FunctionOptimizer
 from lvkam.hdf5 import HDF5Error
 from lvkam.interruption import Interrupted, Interruption
 from lvkam.model import LVKAM
-from lvkam.optimizers import build_optimizer
 from lvkam.plots import save_loss_curve
 from lvkam.progress import EpochRecord, TrainingState
 from lvkam.readers import DataError
@@ -136,6 +138,7 @@ def run_experiment(
             check_folder(folder, overwrite or resume)
             chosen = choose_device(device, config.training.use_gpu)
             dataset = load_config_dataset(config, data_dir)
+            check_optimizer_memory(config, math.prod(dataset.image_shape))
             if not (resume and results_in(folder)):
                 choose_compilation(config, chosen)
             try:
@@ -181,8 +184,7 @@ class _Run:
         self.not_compiled = choose_compilation(config, device, before)
         data_dim = math.prod(dataset.image_shape)
         self.model = assemble_model(config, data_dim, compiled=self.not_compiled is None).to(device)
-        learning_rate = config.optimizer.learning_rate
-        self.optimizer = build_optimizer(config.optimizer.type, self.model.parameters(), learning_rate)
+        self.optimizer = build_config_optimizer(config, self.model)
         self.objective = build_objective(config)
         self.rng = random_stream(config.training.seed, "training")
 
@@ -248,8 +250,8 @@ class _Run:
         training = saved.training
         if self.not_compiled is None and trains:
             self.say("kernels compiled as when the run began: its first step is taken again for that")
-            rehearse(self.model, self.objective, self.optimizer, self.dataset, self.config, self.rng)
-            self.optimizer.state.clear()
+            throwaway = build_config_optimizer(self.config, self.model)
+            rehearse(self.model, self.objective, throwaway, self.dataset, self.config, self.rng)
         set_model_arrays(self.model, saved.arrays)
         prefix = "training/optimizer/"
         states = {name.removeprefix(prefix): a for name, a in training.items() if name.startswith(prefix)}
@@ -296,6 +298,10 @@ class _Run:
         )  # fmt: skip
         if state.skipped_grid_updates:
             self.say(f"warning: {state.skipped_grid_updates} grid updates of layers were skipped")
+        if isinstance(self.optimizer, FunctionOptimizer) and self.optimizer.failures:
+            self.say(
+                f"warning: {self.optimizer.failures} steps found nothing acceptable since the training was started"
+            )
         return state
 
     def _log(self, records: Sequence[EpochRecord]) -> None:

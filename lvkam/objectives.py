@@ -16,6 +16,15 @@ Thermodynamic integration, A_b being a sum over temperatures that estimates log 
 Most samples carry next to no weight. Only those that do are differentiated: by default all whose weight float32
 could tell from zero beside the others, so that the gradient is the same; fewer by choice.
 
+A line search, or a Newton step, needs a function rather than one gradient: with the latents, the weights W and V of the
+samples that carry gradient and the noise held as they are at the parameters theta_0 of the step's beginning,
+
+    J(theta) = -mean_b sum_s (W_bs l_bs(theta) + V_bs log p(z_s; theta)).
+
+At theta_0 its gradient is the training gradient, and everywhere its gradient is its own. For importance sampling it is
+what the M step of expectation maximisation lowers (Neal and Hinton 1998): by Jensen's inequality the evidence estimated
+with the same latents, log mean_s p(x, z_s; theta) / p(z_s; theta_0), rises at least as much as J falls.
+
 Letters: B images, S samples, Q latent coordinates, D data dimensions, T temperatures.
 """
 
@@ -24,6 +33,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -51,6 +61,39 @@ class Estimate(NamedTuple):
     """(), differentiable."""
     effective_sample_size: Tensor
     """Mean over the images, (), between 1 and S."""
+
+
+class Frozen(NamedTuple):
+    """An estimate, and the function J whose gradient it has, all draws and weights being held."""
+
+    estimate: Estimate
+    value: Tensor
+    """J at the present parameters, (), without gradient: not the loss where this is another sum than the weights'."""
+    function: Callable[[], Tensor]
+    """J at whatever the parameters have become, (), differentiable; it draws no random numbers."""
+
+
+class _Draws(NamedTuple):
+    """What l_bs depends on besides the parameters."""
+
+    x: Tensor
+    """(B, D)."""
+    z: Tensor
+    """Shared by all images, (S, Q), or each image's own, (B, S, Q)."""
+    noise: Tensor | None
+    """(S, D) or (B, S, D), of standard deviation 1."""
+
+    def log_likelihood(self, model: LVKAM) -> Tensor:
+        """l, (B, S)."""
+        out = model.outputs(self.z)
+        return model.output_log_likelihood(self.x, out if self.noise is None else out + model.noise_std * self.noise)
+
+
+def _draw(model: LVKAM, x: Tensor, z: Tensor, rng: torch.Generator) -> _Draws:
+    """With the noise on the generator's outputs that is there while training only."""
+    if model.noise_std > 0 and torch.is_grad_enabled():
+        return _Draws(x, z, torch.randn(*z.shape[:-1], x.shape[1], generator=rng).to(z))
+    return _Draws(x, z, None)
 
 
 @dataclass(frozen=True)
@@ -82,9 +125,13 @@ class Objective(ABC):
         """Loss of the images x, (B, D): scalar, in the units of the scaled likelihood."""
         return self.estimate(model, x, rng).loss
 
-    @abstractmethod
     def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
         """The loss with its effective sample size."""
+        return self.freeze(model, x, rng).estimate
+
+    @abstractmethod
+    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Frozen:
+        """The same with the function J of this estimate's draws and weights."""
 
     def _carried(self, weights: Tensor, rng: torch.Generator) -> Tensor:
         """The weights with which samples are differentiated, most of them zero: (B, S) -> (B, S)."""
@@ -102,32 +149,42 @@ class Objective(ABC):
         each = weights.gather(1, drawn).sign() * total / count
         return torch.zeros_like(weights).scatter_add_(1, drawn, each)
 
-    def _loss(
+    def _freeze(
         self,
         model: LVKAM,
-        z: Tensor,
+        draws: _Draws,
         table: CellTable,
         log_likelihood: Tensor,
         weights: tuple[Tensor, Tensor],
+        size: Tensor,
         rng: torch.Generator,
-    ) -> Tensor:
-        """-mean_b sum_s (W_bs l_bs + V_bs log p(z)), W and V being constants of which most may be left out.
+    ) -> Frozen:
+        """The loss -mean_b sum_s (W_bs l_bs + V_bs log p(z)), W and V being constants of which most may be left out.
 
         Args:
             model: the model.
-            z: shared by all images, (S, Q), or each image's own, (B, S, Q).
+            draws: images, latents, noise.
             table: of the prior.
-            log_likelihood: l, (B, S).
+            log_likelihood: l of the draws, (B, S).
             weights: W and V, (B, S) each.
+            size: effective sample size, ().
             rng: on the CPU.
         """
         on_likelihood, on_prior = weights
         carried = self._carried(on_likelihood, rng)
         likelihood = carried * log_likelihood + (on_likelihood - carried) * log_likelihood.detach()
         share = (carried if on_prior is on_likelihood else self._carried(on_prior, rng)) / len(on_prior)
-        if z.ndim == 2:
-            return -likelihood.sum(1).mean() - self._mean_log_prior(model, z, table, share.sum(0))
-        return -likelihood.sum(1).mean() - self._mean_log_prior(model, z.flatten(0, 1), table, share.flatten())
+        z, share = (draws.z, share.sum(0)) if draws.z.ndim == 2 else (draws.z.flatten(0, 1), share.flatten())
+        mean_log_prior = self._mean_log_prior(model, z, table, share)
+
+        def function() -> Tensor:
+            log_likelihood = draws.log_likelihood(model)
+            return -(carried * log_likelihood).sum(1).mean() - self._mean_log_prior(
+                model, z, model.prior.table(), share
+            )
+
+        value = -(carried * log_likelihood.detach()).sum(1).mean() - mean_log_prior.detach()
+        return Frozen(Estimate(-likelihood.sum(1).mean() - mean_log_prior, size), value, function)
 
     def _mean_log_prior(self, model: LVKAM, z: Tensor, table: CellTable, share: Tensor) -> Tensor:
         """sum_s share_s log p(z_s), over the samples that have a share: ()."""
@@ -138,28 +195,20 @@ class Objective(ABC):
         return (share[kept] * model.prior.log_prob(z[kept], table)).sum()
 
 
-def _noisy_outputs(model: LVKAM, z: Tensor, rng: torch.Generator) -> Tensor:
-    """Generator outputs with the noise that is there while training only: (..., Q) -> (..., D)."""
-    out = model.outputs(z)
-    if model.noise_std > 0 and torch.is_grad_enabled():
-        out = out + model.noise_std * torch.randn(out.shape, generator=rng).to(out)
-    return out
-
-
 @dataclass(frozen=True)
 class ImportanceSampling(Objective):
     """The reference's "Vanilla" training."""
 
-    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
-        """The loss with its effective sample size."""
+    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Frozen:
+        """The loss with its effective sample size, and J."""
         table = model.prior.table()
-        z = model.prior.sample(self.num_samples, rng, table)
-        log_likelihood = model.output_log_likelihood(x, _noisy_outputs(model, z, rng))  # (B, S)
+        draws = _draw(model, x, model.prior.sample(self.num_samples, rng, table), rng)
+        log_likelihood = draws.log_likelihood(model)  # (B, S)
         # The weights are the posterior's, at which the gradient is evaluated; they are no part of what is
         # differentiated (the identity above).
         weights = importance_weights(log_likelihood.detach())
-        loss = self._loss(model, z, table, log_likelihood, (weights, weights), rng)
-        return Estimate(loss, effective_sample_size(weights).mean())
+        size = effective_sample_size(weights).mean()
+        return self._freeze(model, draws, table, log_likelihood, (weights, weights), size, rng)
 
 
 @dataclass(frozen=True)
@@ -203,20 +252,24 @@ class ThermodynamicIntegration(Objective):
         """(T+1,), float64."""
         return power_schedule(self.num_temps, self.exponent)
 
-    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
-        """The loss with the effective sample size at t = 1; with resampling, the lowest one on the way."""
+    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Frozen:
+        """The loss with the effective sample size at t = 1 (with resampling, the lowest one on the way), and J."""
         table = model.prior.table()
         if self.moves_per_temperature:
             z, weights, value, size = self._move_particles(model, x, table, rng)
-            log_likelihood = model.output_log_likelihood(x, _noisy_outputs(model, z, rng))
+            draws = _draw(model, x, z, rng)
+            log_likelihood = draws.log_likelihood(model)
         else:
-            z = model.prior.sample(self.num_samples, rng, table)
-            log_likelihood = model.output_log_likelihood(x, _noisy_outputs(model, z, rng))
+            draws = _draw(model, x, model.prior.sample(self.num_samples, rng, table), rng)
+            log_likelihood = draws.log_likelihood(model)
             weights, value, size = self._weigh(log_likelihood.detach(), model.prior.kernel, rng)
-        loss = self._loss(model, z, table, log_likelihood, weights, rng)
-        if value is not None:  # the weights' sum has the gradient, this is the sum over temperatures itself
-            loss = loss - loss.detach() - value.mean().to(loss)
-        return Estimate(loss, size.mean())
+        frozen = self._freeze(model, draws, table, log_likelihood, weights, size.mean(), rng)
+        if value is None:
+            return frozen
+        # the weights' sum has the gradient, this is the sum over temperatures itself
+        loss = frozen.estimate.loss
+        loss = loss - loss.detach() - value.mean().to(loss)
+        return frozen._replace(estimate=Estimate(loss, frozen.estimate.effective_sample_size))
 
     def _weigh(
         self, log_likelihood: Tensor, compiler: Compiler, rng: torch.Generator

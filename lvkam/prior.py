@@ -30,11 +30,12 @@ from lvkam.sampling import (
     choose_components,
     component_means,
     inverse_transform,
+    log_integral,
     repeat_ends,
     tabulate,
 )
 from lvkam.splines import evaluate_spline
-from lvkam.univariate import FunctionFamily, UnivariateFunctions, glorot_normal
+from lvkam.univariate import FunctionFamily, UnivariateFunctions, glorot_normal, is_twice_differentiable
 
 
 class ReferenceDensity(NamedTuple):
@@ -193,6 +194,9 @@ class MixturePrior(nn.Module):
     def _log_normalisers(self, table: CellTable, weight: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return table.log_normaliser
+        if is_twice_differentiable():
+            energies = self._node_energies(table.nodes, weight)
+            return log_integral(table.nodes, table.log_density + (energies - energies.detach()))
         # d log Z is the mean of df under the component: so the gradient needs the energies' graph only, and where
         # the energies are linear combinations of features, these features' means.
         if len(self.layers) == 1:

@@ -61,12 +61,15 @@ def resume_point(folder: Path, config: Config, say: Callable[[str], None]) -> Ch
 
 def _refuse_another_run(config: Config, before: Config, folder: Path) -> None:
     theirs = before.to_dict()
+    # the end of its training bends the course of the cosine from the first step on
+    free = FREE_KEYS - {("TRAINING", "N_epochs")} if before.optimizer.schedule == "cosine" else FREE_KEYS
     differing = [
         f"{config.source}: [{section}] {key} = {write_value(value)}: the run in {folder} "
         f"has {write_value(theirs[section][key])}, and goes on with that only"
+        f"{', by which its schedule = cosine goes' if (section, key) in FREE_KEYS else ''}"
         for section, keys in config.to_dict().items()
         for key, value in keys.items()
-        if value != theirs[section][key] and (section, key) not in FREE_KEYS
+        if value != theirs[section][key] and (section, key) not in free
     ]
     if differing:
         raise ConfigError(differing)

@@ -76,6 +76,12 @@ def tabulate(nodes: Tensor, log_density: Tensor, compiler: Compiler = as_written
     return CellTable(nodes, log_density, log_normaliser, node_mass, block_cdf.div_(total))
 
 
+def log_integral(nodes: Tensor, log_density: Tensor) -> Tensor:
+    """`log_normaliser` as `tabulate` has it, of the same arguments, but differentiable, as often as wanted: (Q, P)."""
+    peak, _, block_mass = _integrate(nodes, log_density)
+    return peak + block_mass.sum(-1).log()
+
+
 def _integrate(nodes: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Highest log-density, (Q, P); by it masses of inner nodes, (Q, P, n-2), and of blocks, (Q, P, C/BLOCK)."""
     peak = log_density.amax(-1, keepdim=True)

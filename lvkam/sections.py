@@ -235,16 +235,29 @@ class OptimizerConfig(Section):
     type: Literal[
         "adam", "adamw", "sgd", "rms", "bfgs", "l-bfgs", "cg", "gd", "newton", "interior-point", "neldermead"
     ] = _key("adam", "the optimiser")
-    learning_rate: float = _real(0.005, POSITIVE, "its step size")
+    learning_rate: float = _real(
+        0.005,
+        POSITIVE,
+        "step size of adam, adamw, sgd, rms; where gd, cg and the first steps of bfgs, l-bfgs begin to search; "
+        "without meaning for neldermead, and for newton, interior-point unless their direction fails",
+    )
     lbfgs_memory: int = _count(100, 1, 10**6, "steps that L-BFGS remembers", "l-bfgs_memory")
-    schedule: Literal["constant", "cosine", "step"] = _key("constant", "course of the learning rate")
-    warmup_steps: int = _count(0, 0, LARGEST_COUNT, "steps over which the learning rate rises")
+    schedule: Literal["constant", "cosine", "step"] = _key(
+        "constant", "course of the learning rate; cosine: falls to 0 over N_epochs; step: by step_factor"
+    )
+    warmup_steps: int = _count(0, 0, LARGEST_COUNT, "steps over which the learning rate rises, whatever its schedule")
+    step_every: int = _count(3, 1, LARGEST_COUNT, "schedule = step: epochs after which the learning rate falls")
+    step_factor: float = _real(0.5, OPEN_SHARE, "schedule = step: what the learning rate is then multiplied by")
 
 
 class LineSearchConfig(Section):
-    """[LINE_SEARCH]: for the optimisers that search along a line."""
+    """[LINE_SEARCH]: for gd, cg, bfgs, l-bfgs, newton and interior-point."""
 
     type: Literal["morethuente", "strongwolfe", "backtrack", "hagerzhang"] = _key("morethuente", "the search")
-    c_1: float = _real(1e-4, OPEN_SHARE, "constant of the decrease condition")
-    c_2: float = _real(0.9, OPEN_SHARE, "constant of the curvature condition")
-    rho: float = _real(0.5, OPEN_SHARE, "shrinkage of backtracking")
+    c_1: float = _real(1e-4, OPEN_SHARE, "constant of the decrease condition; below 0.5 for hagerzhang")
+    c_2: float = _real(0.9, OPEN_SHARE, "constant of the curvature condition, above c_1; backtrack has none")
+    rho: float = _real(
+        0.5,
+        OPEN_SHARE,
+        "what backtrack shrinks a step by; the others too, where numbers are not finite",
+    )

@@ -25,10 +25,12 @@ from tqdm import tqdm
 
 from lvkam.config import Config
 from lvkam.data import Dataset
+from lvkam.descent import FunctionOptimizer
 from lvkam.evidence import importance_log_evidence
 from lvkam.interruption import Interrupted, Interruption
 from lvkam.model import LVKAM
-from lvkam.objectives import Objective
+from lvkam.objectives import Frozen, Objective
+from lvkam.optimizers import rate_factor
 from lvkam.progress import EpochRecord, TrainingState
 from lvkam.sections import TrainingConfig
 
@@ -233,10 +235,14 @@ class _Training:
     def step(self, batch: Tensor) -> tuple[float, float]:
         """One iteration, on the images of these indices: its loss and effective sample size."""
         images, before = self.images[batch], self.rng.get_state()
+        optimizer, frozen = self.optimizer, None
+        self._set_rate()
         try:
             if self._grid_update_is_due():
                 self._update_grids()
-            loss, size = self.objective.estimate(self.model, images, self.rng)
+            if isinstance(optimizer, FunctionOptimizer):  # it needs to know the loss elsewhere too
+                frozen = self.objective.freeze(self.model, images, self.rng)
+            loss, size = frozen.estimate if frozen else self.objective.estimate(self.model, images, self.rng)
             value = loss.item()
             if not math.isfinite(value):
                 raise FloatingPointError(f"the loss is {value}")
@@ -251,10 +257,42 @@ class _Training:
         if not math.isfinite(norm):
             bad = (n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
             raise FloatingPointError(f"{self._where()}: the gradient of {next(bad, 'the model')} is not finite")
-        self.optimizer.step()
+        searched = ""
+        if frozen is None:
+            self.optimizer.step()
+        else:
+            searched = self._search(frozen)
         if self.settings.verbose:
-            self.callbacks.say(f"iteration {self.state.iteration}: loss {value:.4f}, gradient norm {norm:.4f}")
+            self.callbacks.say(
+                f"iteration {self.state.iteration}: loss {value:.4f}, gradient norm {norm:.4f}{searched}"
+            )
         return value, float(size)
+
+    def _set_rate(self) -> None:
+        settings, state = self.config.optimizer, self.state
+        steps = math.ceil(len(self.images) / self.settings.batch_size)
+        factor = rate_factor(
+            settings.schedule, state.iteration, self.settings.num_epochs * steps, steps,
+            warmup_steps=settings.warmup_steps, step_every=settings.step_every, step_factor=settings.step_factor,
+        )  # fmt: skip
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * factor
+
+    def _search(self, frozen: Frozen) -> str:
+        """A step of an optimiser that lowers a function, the parameters holding the gradient: how far, in words."""
+        optimizer = self.optimizer
+        assert isinstance(optimizer, FunctionOptimizer)
+        failures = optimizer.failures
+        try:
+            optimizer.step(frozen.function, frozen.value.item())
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{self._where()}: {error}") from error
+        if optimizer.failures > failures == 0:
+            self.callbacks.say(
+                f"warning: {self._where()}: no step was acceptable after {optimizer.evaluations} evaluations: the "
+                "lowest one found was taken; the optimiser begins again, and its later failures are told at the end"
+            )
+        return f", step {optimizer.length:.4g} after {optimizer.evaluations} evaluations"
 
     def _where(self) -> str:
         return f"epoch {self.state.epoch + 1}, iteration {self.state.iteration}"
@@ -274,6 +312,8 @@ class _Training:
         for layer, problem in problems.items():
             self.callbacks.say(f"warning: {self._where()}: grid update skipped: {layer}: {problem}")
         state.skipped_grid_updates += len(problems)
+        if isinstance(self.optimizer, FunctionOptimizer):  # of other coefficients, the loss is another function
+            self.optimizer.restart()
         if state.iteration > 1:
             state.grid_update_period = next_period(state.grid_update_period, settings.decay, state.iteration)
         state.last_grid_update = state.iteration

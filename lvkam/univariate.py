@@ -5,7 +5,8 @@
 Each of the I inputs has its own grid, shared by its O functions. Written with the features
 F = (B_1, ..., B_K, b) and the weights W = (w_spline coef, w_base), a layer is one matrix product: N points with
 I (K+1) features each, times I (K+1) x O. Being K+1 times as large as the inputs, the
-features are not kept beyond one chunk of rows, but computed again for the gradient, chunk by chunk.
+features are not kept beyond one chunk of rows, but computed again for the gradient, chunk by chunk. That path can be
+differentiated once; within `twice_differentiable` layers are computed as they are written, for second derivatives.
 
 Letters: N points, I inputs, O outputs, G grid intervals, k spline degree, K basis functions.
 """
@@ -13,7 +14,9 @@ Letters: N points, I inputs, O outputs, G grid intervals, k spline degree, K bas
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +58,23 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 CHUNK = 2**21
 """Features computed at a time, in numbers: they stay in the processor's cache, and memory is bounded."""
 
+_IS_TWICE_DIFFERENTIABLE: ContextVar[bool] = ContextVar("is_twice_differentiable", default=False)
+
+
+def is_twice_differentiable() -> bool:
+    """Whether what is computed now can be differentiated again and again."""
+    return _IS_TWICE_DIFFERENTIABLE.get()
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Within it layers keep all features and are differentiated by autograd alone, uncompiled, as often as wanted."""
+    token = _IS_TWICE_DIFFERENTIABLE.set(True)
+    try:
+        yield
+    finally:
+        _IS_TWICE_DIFFERENTIABLE.reset(token)
+
 
 @dataclass(frozen=True)
 class FunctionFamily:
@@ -79,7 +99,8 @@ class FunctionFamily:
 
     def kernel(self, function: Callable[..., Any], num_points: int = 2) -> Callable[..., Any]:
         """The function, compiled or as it is; a single point would need a compilation of its own."""
-        return compiled(function) if self.compiled and num_points > 1 else function
+        is_compiled = self.compiled and num_points > 1 and not is_twice_differentiable()
+        return compiled(function) if is_compiled else function
 
     def rows_at_a_time(self, matrix: Tensor) -> int:
         """How many rows of features to compute before they are multiplied by a matrix."""
@@ -98,7 +119,9 @@ def _plain(tensor: Any) -> Any:
 
 def _refuse_second_derivative() -> None:
     if torch.is_grad_enabled():  # so it is in a backward pass that is to be differentiated itself
-        raise RuntimeError("layers of univariate functions can be differentiated once only")
+        raise RuntimeError(
+            "layers of univariate functions can be differentiated once only, outside twice_differentiable"
+        )
 
 
 class _Features(torch.autograd.Function):
@@ -290,19 +313,25 @@ class UnivariateFunctions(nn.Module):
         return kept[2]
 
     def features(self, x: Tensor) -> Tensor:
-        """Basis functions and base activation of each input: (N, I) -> (N, I, K+1), differentiable once."""
+        """Basis functions and base activation of each input: (N, I) -> (N, I, K+1)."""
+        if is_twice_differentiable():
+            return torch.cat((self.basis(x), self.family.activation(x).unsqueeze(-1)), dim=-1)
         features = _Features.apply(x, self.family.activation(x), self.bandwidth, self.knots(), self.family)
         assert isinstance(features, Tensor)
         return features
 
     def weight(self) -> Tensor:
         """What the features are multiplied by: (I, K+1, O)."""
+        if is_twice_differentiable():
+            return _weight(self.coef, self.w_spline, self.w_base)
         weight = _Weight.apply(self.coef, self.w_spline, self.w_base, self.family)
         assert isinstance(weight, Tensor)
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
         """sum_i Phi_io(x_ni): (N, I) -> (N, O)."""
+        if is_twice_differentiable():
+            return self.features(x).flatten(1) @ self.weight().flatten(0, 1)
         out = _SummedFunctions.apply(
             x, self.family.activation(x), self.bandwidth, self.weight().flatten(0, 1), self.knots(), self.family
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -13,11 +14,19 @@ import numpy as np
 import pytest
 import torch
 
-from lvkam.build import build_model, build_objective, model_arrays, optimizer_arrays
+from lvkam.build import (
+    build_config_optimizer,
+    build_model,
+    build_objective,
+    model_arrays,
+    optimizer_arrays,
+    set_optimizer_arrays,
+)
 from lvkam.checkpoint import (
     OPTIMIZER_STATE,
     Checkpoint,
     CheckpointError,
+    count_parameters,
     describe_checkpoint,
     learnt,
     model_layout,
@@ -27,7 +36,7 @@ from lvkam.checkpoint import (
 )
 from lvkam.config import Config, parse_config
 from lvkam.hdf5 import LONGEST_TEXT
-from lvkam.optimizers import OPTIMIZERS, build_optimizer
+from lvkam.optimizers import FIRST_ORDER, SEARCHING, build_optimizer
 from lvkam.progress import EpochRecord, TrainingState
 from lvkam.writing import WriteError
 from tests.conftest import reseal, small_config
@@ -557,7 +566,7 @@ def entries(arrays: dict[str, np.ndarray], prefix: str = "") -> Entries:
 @pytest.mark.parametrize("trainable", ["true", "false"])
 @pytest.mark.parametrize("widths", ["3, 4", "3, 5, 2, 4", "1, 4"])
 @pytest.mark.parametrize("basis", ["B-spline", "RBF", "RSWAF"])
-@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("optimizer", sorted(FIRST_ORDER))
 def test_the_layouts_are_those_of_models_and_optimisers(
     optimizer: str, basis: str, widths: str, trainable: str
 ) -> None:
@@ -593,7 +602,31 @@ def test_the_layouts_are_those_of_models_and_optimisers(
     }
 
 
-@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("basis", ["B-spline", "RBF"])
+@pytest.mark.parametrize("optimizer", sorted(SEARCHING))
+def test_the_layouts_are_those_of_optimisers_that_lower_functions(optimizer: str, basis: str) -> None:
+    config = small_config(
+        f"MIX_PRIOR.spline_function={basis}", "MIX_PRIOR.layer_widths=3, 5, 4", f"OPTIMIZER.type={optimizer}",
+        "OPTIMIZER.l-bfgs_memory=2", "KAN_LIKELIHOOD.η_trainable=false", "KAN_LIKELIHOOD.spline_function=RSWAF",
+    )  # fmt: skip
+    model = build_model(config, 9)
+    count = sum(p.numel() for p in model.parameters())
+    assert count_parameters(config, 9) == count
+    layout = training_layout(config, 9, 0)
+    of_optimizer = {n: e for n, e in layout.items() if n.startswith("training/optimizer/")}
+    rule = build_config_optimizer(config, model)
+    assert entries(optimizer_arrays(model, rule), "training/optimizer/") == of_optimizer
+    sizes = {"bfgs": count**2, "l-bfgs": 4 * count, "cg": 2 * count}
+    held = sum(math.prod(shape) for name, (_, shape) in of_optimizer.items() if not name.endswith("/step"))
+    assert held == sizes.get(optimizer, 0)
+    for index, array in enumerate(sorted(of_optimizer)):  # and back, into the memory that parameters share
+        shape = of_optimizer[array][1]
+        value = np.full(shape, index + 1, np.float32)
+        set_optimizer_arrays(model, rule, {array.removeprefix("training/optimizer/"): value})
+        assert (optimizer_arrays(model, rule)[array.removeprefix("training/optimizer/")] == value).all()
+
+
+@pytest.mark.parametrize("optimizer", sorted(FIRST_ORDER))
 def test_every_parameter_has_its_state_after_one_step_of_training(optimizer: str) -> None:
     # otherwise a file would be written that the layout refuses
     for overrides in ([], ["MIX_PRIOR.layer_widths=1, 4"], ["MIX_PRIOR.normalization=contrastive"],

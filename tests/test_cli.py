@@ -281,8 +281,8 @@ BAD_INPUT = {
     ),
     "unknown device": (["train", "c.ini", "--device", "toaster"], "error: --device toaster: no such device here"),
     "not implemented yet": (
-        ["train", "c.ini", "--set", "OPTIMIZER.schedule=cosine"],
-        "error: --set: [OPTIMIZER] schedule = cosine: is not implemented yet\n",
+        ["train", "c.ini", "--set", "TRAINING.binarize=static"],
+        "error: --set: [TRAINING] binarize = static: is not implemented yet\n",
     ),
     "contradicting ways to resample": (
         [

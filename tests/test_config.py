@@ -21,7 +21,7 @@ def read_alone(section: str, key: str, text: str) -> object:
     return SECTIONS[section].model_validate({key: text}).values_by_key()[key]
 
 
-ONE_VALUE = {"output_activation", "schedule", "warmup_steps", "binarize", "shard", "gen_every", "moves_per_temperature"}
+ONE_VALUE = {"output_activation", "binarize", "shard", "gen_every", "moves_per_temperature"}
 """Keys whose other values are not implemented, or contradict the default of another key."""
 
 ALTERED = {
@@ -194,10 +194,14 @@ NOT_WIDTHS = "a list that begins with 101, the number of latent coordinates (the
            f"a.ini: [{s}] grid_range = 1000, 1000.01: must be wide enough for 12 intervals in single precision")
           for s in ("MIX_PRIOR", "KAN_LIKELIHOOD")),
         *((f"[{s}]\n{key} = {value}", f"a.ini: [{s}] {key} = {value}: is not implemented yet") for s, key, value in (
-            *(("OPTIMIZER", "type", word) for word in ("bfgs", "l-bfgs", "cg", "gd", "newton", "interior-point")),
-            ("OPTIMIZER", "type", "neldermead"), ("OPTIMIZER", "schedule", "cosine"), ("OPTIMIZER", "schedule", "step"),
-            ("OPTIMIZER", "warmup_steps", "1"), ("TRAINING", "binarize", "static"), ("TRAINING", "binarize", "dynamic"),
+            ("TRAINING", "binarize", "static"), ("TRAINING", "binarize", "dynamic"),
             ("TRAINING", "shard", "samples"), ("TRAINING", "gen_every", "1"))),
+        *((f"[OPTIMIZER]\ntype = {name}\n[LINE_SEARCH]\ntype = {search}\nc_1 = 0.3\nc_2 = 0.3",
+           "a.ini: [LINE_SEARCH] c_2 = 0.3: must be greater than c_1 = 0.3")
+          for name in ("gd", "cg", "bfgs", "l-bfgs", "newton", "interior-point")
+          for search in ("morethuente", "strongwolfe", "hagerzhang")),
+        ("[OPTIMIZER]\ntype = cg\n[LINE_SEARCH]\ntype = hagerzhang\nc_1 = 0.5",
+         "a.ini: [LINE_SEARCH] c_1 = 0.5: must be less than 0.5, which type = hagerzhang needs"),
         ("[THERMODYNAMIC_INTEGRATION]\nestimator = telescoped\nresampler = residual",
          "a.ini: [THERMODYNAMIC_INTEGRATION] resampler = residual: "
          "must be none, since estimator = telescoped resamples by itself"),
@@ -229,7 +233,11 @@ def test_a_wrong_file_is_told_whole(text: str, expected: str) -> None:
      "[TRAINING]\ndataset = mine\nN_train = 70000", "[THERMODYNAMIC_INTEGRATION]\nnum_temps = 1",
      "[THERMODYNAMIC_INTEGRATION]\nnum_temps = 1000\nestimator = steppingstone\nresampler = systematic",
      "[THERMODYNAMIC_INTEGRATION]\nmoves_per_temperature = 3",  # resampled by strata
+     *(f"[OPTIMIZER]\ntype = {word}" for word in ("bfgs", "l-bfgs", "cg", "gd", "newton", "interior-point")),
+     "[OPTIMIZER]\nschedule = cosine\nwarmup_steps = 10", "[OPTIMIZER]\nschedule = step\nstep_every = 1",
      # what is not used contradicts nothing
+     *(f"[OPTIMIZER]\ntype = {word}\n[LINE_SEARCH]\nc_1 = 0.9\nc_2 = 0.1" for word in ("adam", "neldermead")),
+     "[OPTIMIZER]\ntype = gd\n[LINE_SEARCH]\ntype = backtrack\nc_1 = 0.9\nc_2 = 0.1",
      "[THERMODYNAMIC_INTEGRATION]\nnum_temps = 1\nestimator = telescoped\nresampler = residual",
      "[KAN_LIKELIHOOD]\nlikelihood_model = l2\noutput_activation = tanh",
      "[MIX_PRIOR]\nlayer_widths = 3, 9\n[KAN_LIKELIHOOD]\nexpert_widths = 9"],
@@ -241,7 +249,7 @@ def test_what_contradicts_nothing_is_accepted(text: str) -> None:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    text = "stray\n[TRAINING]\nseed = x\nseeds = 1\n[OPTIMIZER]\ntype = cg\n[KAN_LIKELIHOOD]\nexpert_widths = 7\n[X]\n"
+    text = "stray\n[TRAINING]\nseed = x\nseeds = 1\nshard = samples\n[KAN_LIKELIHOOD]\nexpert_widths = 7\n[X]\n"
     assert problems(text, "no equals", "LINE_SEARCH.rho=2") == [
         "a.ini, line 1: not 'key = value' in a section: stray",
         "--set no equals: must be SECTION.key=value",
@@ -250,7 +258,7 @@ def test_all_problems_are_told_at_once() -> None:
         "a.ini: [TRAINING] seed = x: must be an integer from 0 to 9223372036854775807",
         "--set: [LINE_SEARCH] rho = 2: must be a number between 0 and 1",
         f"a.ini: [KAN_LIKELIHOOD] expert_widths = 7: must be {NOT_WIDTHS}",
-        "a.ini: [OPTIMIZER] type = cg: is not implemented yet",
+        "a.ini: [TRAINING] shard = samples: is not implemented yet",
     ]
 
 
@@ -307,7 +315,7 @@ def test_overrides_outrank_the_file(overrides: list[str], section: str, key: str
         ("TRAINIG.seed=1", "--set: [TRAINIG]: unknown section; did you mean [TRAINING]?"),
         ("TRAINING.sed=1", "--set: [TRAINING] sed: unknown key; did you mean 'seed'?"),
         ("TRAINING.seed=one", "--set: [TRAINING] seed = one: must be an integer from 0 to 9223372036854775807"),
-        ("OPTIMIZER.type=cg", "--set: [OPTIMIZER] type = cg: is not implemented yet"),
+        ("TRAINING.gen_every=2", "--set: [TRAINING] gen_every = 2: is not implemented yet"),
         ("TRAINING.batch_size=40000", "--set: [TRAINING] batch_size = 40000: must be at most N_train = 32000"),
         ("TRAINING.N_train=9", "a.ini: [TRAINING] batch_size = 64: must be at most N_train = 9"),
     ],
@@ -327,8 +335,8 @@ def test_the_page_of_keys_is_generated() -> None:
     assert (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8") == key_table()
     assert all(f"| `{key}` | {RULES[section][key][0]} | `" in key_table() for section, key in EVERY_KEY)
     refused = key_table().splitlines()[-1]
-    assert all(f"`{word}" in refused for word in ("schedule = cosine", "binarize = static", "gen_every"))
-    assert not any(word in refused for word in ("num_temps", "compile", "precision", "gradient_samples"))
+    assert all(f"`{word}" in refused for word in ("shard = samples", "binarize = static", "gen_every"))
+    assert not any(word in refused for word in ("num_temps", "compile", "precision", "schedule", "type"))
 
 
 def test_the_repositorys_file_is_the_references() -> None:

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 import lvkam
 from lvkam.build import (
     DeviceError,
+    build_config_optimizer,
     build_model,
     build_objective,
     choose_device,
@@ -35,6 +36,7 @@ from lvkam.build import (
 from lvkam.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 from lvkam.config import ConfigError, parse_config
 from lvkam.data import DataError, Dataset, load_dataset
+from lvkam.descent import LBFGS
 from lvkam.description import describe_run
 from lvkam.experiment import run_experiment
 from lvkam.inference import sample_checkpoint
@@ -287,6 +289,59 @@ def test_the_description_of_a_run_is_that_of_its_model(tmp_path: Path) -> None:
     assert described["folder"] == str(tmp_path / "run")
     assert json.dumps(described)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [
+    ([], "adam, learning rate 0.005, schedule constant"),
+    (["OPTIMIZER.schedule=step", "OPTIMIZER.warmup_steps=7"],
+     "adam, learning rate 0.005, schedule step by 0.5 every 3 epochs, rising over 7 steps"),
+    (["OPTIMIZER.type=l-bfgs", "OPTIMIZER.l-bfgs_memory=5", "LINE_SEARCH.c_2=0.25", "OPTIMIZER.schedule=cosine"],
+     "l-bfgs, line search morethuente (c_1 = 0.0001, c_2 = 0.25), of 5 steps, learning rate 0.005, schedule cosine"),
+    (["OPTIMIZER.type=gd", "LINE_SEARCH.type=backtrack"],
+     "gd, line search backtrack (c_1 = 0.0001, rho = 0.5), learning rate 0.005, schedule constant"),
+    (["OPTIMIZER.type=neldermead"], "neldermead, learning rate 0.005, schedule constant"),
+])  # fmt: skip
+def test_the_description_tells_the_optimiser(overrides: list[str], expected: str) -> None:
+    assert describe_run(small_config(*overrides))["optimizer"] == expected
+
+
+LARGE = ["MIX_PRIOR.layer_widths=50, 101", "KAN_LIKELIHOOD.expert_widths=101, 202"]
+
+
+@pytest.mark.parametrize(("name", "bytes_a_number"), [
+    ("newton", 40), ("interior-point", 24), ("bfgs", 12), ("neldermead", 16), ("l-bfgs", 24),
+])  # fmt: skip
+def test_a_step_that_could_not_fit_in_memory_is_refused(name: str, bytes_a_number: int, tmp_path: Path) -> None:
+    """Before anything is written, by `check` as well; what there is, is told too."""
+    config = small_config(f"OPTIMIZER.type={name}", "OPTIMIZER.l-bfgs_memory=1000000", *LARGE)
+    count = sum(p.numel() for p in build_model(config, 49).parameters())
+    numbers = {"l-bfgs": 10**6 * count, "neldermead": (count + 1) * count}.get(name, count**2)
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    expected = (
+        f"test: [OPTIMIZER] type = {name}: must be one that needs less memory: a step with {count:,} parameters would "
+        f"take {bytes_a_number * numbers / 2**30:,.1f} GiB, and half of what there is are {half / 2**30:,.1f} GiB"
+    )
+    for attempt in (lambda: run_experiment(config, tmp_path / "run"), lambda: describe_run(config, tmp_path / "run")):
+        with pytest.raises(ConfigError) as caught:
+            attempt()
+        assert str(caught.value) == expected
+    assert list(tmp_path.iterdir()) == []
+    describe_run(small_config("OPTIMIZER.type=neldermead"), tmp_path / "run")  # this one fits
+
+
+def test_every_key_of_the_optimisers_arrives() -> None:
+    config = small_config("OPTIMIZER.type=l-bfgs", "OPTIMIZER.learning_rate=0.25", "OPTIMIZER.l-bfgs_memory=6",
+                          "LINE_SEARCH.type=backtrack", "LINE_SEARCH.c_1=0.125", "LINE_SEARCH.c_2=0.5",
+                          "LINE_SEARCH.rho=0.75")  # fmt: skip
+    model = build_model(config, 9)
+    optimizer = build_config_optimizer(config, model)
+    assert isinstance(optimizer, LBFGS)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert (optimizer.line_search, optimizer.constants) == ("backtrack", (0.125, 0.5, 0.75))
+    assert len(optimizer.state[model.prior.mixture_logits]["changes"]) == 6
+    adam = build_config_optimizer(small_config("OPTIMIZER.learning_rate=0.25"), model)
+    assert isinstance(adam, torch.optim.Adam)
+    assert adam.param_groups[0]["lr"] == 0.25
 
 
 def test_the_device_is_the_one_asked_for() -> None:

@@ -17,8 +17,8 @@ FLOORS = {
     "lvkam.processes": 1,
     "lvkam.splines": 0,
     "lvkam.sampling": 0,
-    "lvkam.optimizers": 0,
     "lvkam.standardisation": 0,
+    "lvkam.line_search": 0,
     "lvkam.plots": 0,
     "lvkam.progress": 0,
     "lvkam.interruption": 0,
@@ -30,7 +30,9 @@ FLOORS = {
     "lvkam.checkpoint": 2,
     "lvkam.run_folder": 2,
     "lvkam.prior": 2,
+    "lvkam.descent": 2,
     "lvkam.generator": 2,
+    "lvkam.optimizers": 3,
     "lvkam.resumption": 3,
     "lvkam.sources": 3,
     "lvkam.annealing": 3,
@@ -76,7 +78,7 @@ def test_a_file_imports_only_from_lower_floors(path: Path) -> None:
         assert FLOORS[name] < own, f"{path.name} (floor {own}) imports {name} (floor {FLOORS[name]})"
 
 
-@pytest.mark.parametrize("name", MATHEMATICS)
+@pytest.mark.parametrize("name", [*MATHEMATICS, "line_search", "descent"])
 def test_mathematical_files_open_with_an_equation_and_the_shape_letters(name: str) -> None:
     head = ast.get_docstring(ast.parse((REPOSITORY / "lvkam" / f"{name}.py").read_text(encoding="utf-8")))
     assert head is not None
@@ -87,10 +89,11 @@ def test_mathematical_files_open_with_an_equation_and_the_shape_letters(name: st
 def test_floors_0_to_4_and_the_whole_stay_small() -> None:
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
     mathematics = [REPOSITORY / "lvkam" / f"{name}.py" for name in MATHEMATICS]
-    # 1,500 was the aim before there were fast paths beside the plain ones, and annealing
-    assert sum(lines[path] for path in mathematics) <= 2400
-    # 5,000 is the aim, missed since a run can be taken up again to the bit and a checkpoint is trusted in nothing
-    assert sum(lines.values()) <= 6400  # 5,000 is the aim
+    # 1,500 was the aim before there were fast paths beside the plain ones, annealing, and functions to search along
+    assert sum(lines[path] for path in mathematics) <= 2480
+    # 5,000 is the aim, missed since a run can be taken up again to the bit and a checkpoint is trusted in nothing, and
+    # by seven more optimisers and four line searches
+    assert sum(lines.values()) <= 7350
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.stem}")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lvkam.annealing import RESAMPLERS, Annealed, anneal, power_schedule, redrawing, trapezoid_rule, trapezoid_weights
 from lvkam.model import LVKAM
-from lvkam.objectives import Estimate, ImportanceSampling, ThermodynamicIntegration
+from lvkam.objectives import Estimate, ImportanceSampling, Objective, ThermodynamicIntegration
 from lvkam.prior import MixturePrior
 from lvkam.univariate import UnivariateFunctions
 from tests.conftest import small_model, small_prior, stream
@@ -690,3 +690,94 @@ def test_weights_that_are_all_zero_carry_nothing() -> None:
     objective = ThermodynamicIntegration(4, num_temps=2, exponent=1.0, estimator="telescoped", gradient_samples=2)
     carried = objective._carried(torch.zeros(3, 4), stream(50))
     assert torch.equal(carried, torch.zeros(3, 4))
+
+
+STEPS: list[tuple[str, dict[str, Any]]] = [
+    *(("vanilla", extra) for extra in ({}, {"normalization": "contrastive"}, {"gradient_samples": 3},
+                                       {"gradient_samples": 3, "gradient_selection": "resampled"})),
+    *(("thermodynamic", settings) for settings in COMBINATIONS),
+    ("thermodynamic", {"gradient_samples": 3}),
+]  # fmt: skip
+
+
+def objective_of(kind: str, settings: dict[str, Any]) -> Objective:
+    if kind == "vanilla":
+        return ImportanceSampling(20, **settings)
+    return thermodynamic(20, num_temps=5, exponent=2.0, **settings)
+
+
+@torch.no_grad()
+def move(model: LVKAM, size: float, seed: int) -> Tensor:
+    """Move all parameters; the way, (n,)."""
+    way = [torch.randn(p.shape, dtype=p.dtype, generator=stream(seed)) for p in model.parameters()]
+    for p, d in zip(model.parameters(), way, strict=True):
+        p.add_(d, alpha=size)
+    return torch.cat([d.flatten() for d in way])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), STEPS, ids=lambda s: s if isinstance(s, str) else "-".join(map(str, s.values()))
+)
+def test_the_function_of_a_step_has_the_gradient_of_the_loss_and_its_own_elsewhere(
+    kind: str, settings: dict[str, Any]
+) -> None:
+    """It draws nothing, and is the same whenever it is called, though the samples' densities have changed since."""
+    model = lively_model(2, "gaussian").double()
+    model.noise_std = 0.3
+    objective, rng = objective_of(kind, settings), stream(60)
+    frozen = objective.freeze(model, X, rng)
+    drawn = rng.get_state()
+    plain = objective.estimate(model, X, stream(60))
+    assert torch.equal(frozen.estimate.loss, plain.loss)
+    assert torch.equal(frozen.estimate.effective_sample_size, plain.effective_sample_size)
+    expected = gradient(frozen.estimate.loss, model)
+    np.testing.assert_allclose(gradient(frozen.function(), model), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(frozen.function().item(), frozen.value.item(), rtol=1e-12)
+    if kind == "vanilla" and not settings:
+        np.testing.assert_allclose(frozen.value.item(), plain.loss.item(), rtol=1e-4)  # but for tiny weights
+
+    move(model, 0.1, 61)
+    there, slopes = frozen.function().item(), gradient(frozen.function(), model)
+    assert abs(there - frozen.value.item()) > 1e-3
+    way = move(model, 1e-5, 62).numpy()
+    high = frozen.function().item()
+    move(model, -2e-5, 62)
+    np.testing.assert_allclose((high - frozen.function().item()) / 2e-5, slopes @ way, rtol=1e-5)
+    move(model, 1e-5, 62)
+    np.testing.assert_allclose(frozen.function().item(), there, rtol=1e-12)
+    with torch.no_grad():
+        np.testing.assert_allclose(frozen.function().item(), there, rtol=1e-12)
+    assert torch.equal(rng.get_state(), drawn)
+
+
+def test_lowering_the_function_raises_the_evidence_by_as_much_at_least() -> None:
+    """Jensen's inequality, for the evidence that the same latents estimate, weighed by where they were drawn."""
+    model = lively_model(2, "uniform").double()
+    frozen = ImportanceSampling(50).freeze(model, X, stream(63))
+    with torch.no_grad():
+        z = model.prior.sample(50, stream(63))
+        drawn_with = model.prior.log_prob(z)
+
+        def evidence() -> float:
+            joint = model.log_likelihood(X, z) + model.prior.log_prob(z) - drawn_with
+            return (joint.logsumexp(1) - math.log(50)).mean().item()
+
+        start, state = evidence(), {name: t.clone() for name, t in model.state_dict().items()}
+        rises = []
+        for seed in range(40):
+            move(model, 0.02 * 1.2**seed, 100 + seed)
+            fall = frozen.value.item() - frozen.function().item()
+            rises.append((evidence() - start, fall))
+            model.load_state_dict(state)
+    assert all(rise >= fall - 1e-6 for rise, fall in rises)  # what is left out carries next to nothing
+    assert sum(rise > fall + 0.01 for rise, fall in rises) > 10
+    before = frozen.value.item()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(20):
+        optimizer.zero_grad()
+        frozen.function().backward()
+        optimizer.step()
+    fall = before - frozen.function().item()
+    assert fall > 0.05
+    with torch.no_grad():
+        assert evidence() - start >= fall - 1e-6

@@ -22,7 +22,7 @@ import lvkam.prior
 from lvkam.prior import MixturePrior
 from lvkam.sampling import BLOCK
 from lvkam.splines import BASES
-from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions
+from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions, twice_differentiable
 from tests.conftest import require_compiler, small_prior, stream
 
 ALARM = 1e-4
@@ -598,3 +598,36 @@ def test_compiled_redrawing_is_the_plain_one() -> None:
     coordinates = torch.randint(0, 2, (500, 3), generator=stream(57))
     found, expected = (p.redraw(coordinates, stream(58)) for p in (prior, plain))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@every_prior
+def test_second_derivatives_of_the_log_density_are_those_of_its_gradient(
+    reference: str, basis: str, hidden: tuple[int, ...]
+) -> None:
+    """Along a direction, by central differences in float64, the normalisation's included."""
+    prior = wild_prior(reference, basis, hidden).double()
+    z = prior.sample(30, stream(3))
+    parameters = list(prior.parameters())
+
+    def gradients(create_graph: bool = False) -> tuple[Tensor, list[Tensor]]:
+        value = prior.log_prob(z).sum()
+        return value, list(torch.autograd.grad(value, parameters, create_graph=create_graph))
+
+    fast = gradients()
+    with twice_differentiable():
+        plain = gradients(create_graph=True)
+        along = [torch.randn(p.shape, dtype=p.dtype, generator=stream(4)) for p in parameters]
+        slope = torch.stack([(g * d).sum() for g, d in zip(plain[1], along, strict=True)]).sum()
+        found = torch.autograd.grad(slope, parameters)
+    torch.testing.assert_close(plain[0], fast[0], rtol=1e-12, atol=0)
+    for one, other in zip(plain[1], fast[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8 * other.abs().max().item())
+    ends = []
+    for sign in (1, -2):
+        with torch.no_grad():
+            for p, d in zip(parameters, along, strict=True):
+                p.add_(d, alpha=sign * 1e-6)
+        ends.append(gradients()[1])
+    for one, high, low in zip(found, *ends, strict=True):
+        difference = (high - low) / 2e-6
+        torch.testing.assert_close(one, difference, rtol=1e-4, atol=1e-5 * difference.abs().max().item())

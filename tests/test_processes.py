@@ -22,7 +22,7 @@ def python(name: str, code: str) -> Command:
 def run(*commands: Command, jobs: int = 2) -> tuple[list[tuple[int, str]], list[str]]:
     said: list[str] = []
     outcomes = run_side_by_side(commands, jobs, said.append, Interruption())
-    return [tuple(outcome) for outcome in outcomes], said
+    return [(outcome.exit_status, outcome.last_line) for outcome in outcomes], said
 
 
 def test_outcomes_come_in_the_order_of_the_commands() -> None:

@@ -179,6 +179,17 @@ def test_the_keys_that_may_differ_are_these() -> None:
     assert keys == prolonging | surroundings | machine | without_effect
 
 
+def test_a_cosine_ends_with_the_training_that_it_was_made_for(tmp_path: Path) -> None:
+    begun(tmp_path, small_config("OPTIMIZER.schedule=cosine"))  # of two epochs
+    longer = small_config("OPTIMIZER.schedule=cosine", "TRAINING.N_epochs=9")
+    assert refused(tmp_path, longer) == (
+        f"test: [TRAINING] N_epochs = 9: the run in {tmp_path} has 2, and goes on with that only, by which its "
+        "schedule = cosine goes",
+    )
+    timed = small_config("OPTIMIZER.schedule=cosine", "TRAINING.max_seconds=99")
+    assert resume_point(tmp_path, timed, quiet) is None  # there is no checkpoint yet, but nothing that differs
+
+
 def test_all_keys_that_differ_are_named_at_once(folder: Path) -> None:
     config = small_config("TRAINING.max_seconds=9", "TRAINING.seed=5", "OPTIMIZER.type=sgd", "MIX_PRIOR.ε_scale=0.25",
                           "TRAINING.N_epochs=9", "TRAINING.img_resize=native")  # fmt: skip

@@ -96,6 +96,8 @@ gradient_selection = top
 [OPTIMIZER]
 schedule = constant
 warmup_steps = 0
+step_every = 3
+step_factor = 0.5
 """
 """What lvkam adds, and its defaults."""
 
@@ -263,6 +265,8 @@ RULES: dict[str, dict[str, tuple[str, dict[str, Any], list[str]]]] = {
         "l-bfgs_memory": integers(1, 10**6),
         "schedule": words("constant", "cosine", "step"),
         "warmup_steps": COUNT_OR_ZERO,
+        "step_every": COUNT,
+        "step_factor": OPEN_SHARE,
     },
     "LINE_SEARCH": {
         "type": words("morethuente", "strongwolfe", "backtrack", "hagerzhang"),

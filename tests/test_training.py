@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lvkam.build import (
+    build_config_optimizer,
     build_model,
     build_objective,
     model_arrays,
@@ -26,10 +27,11 @@ from lvkam.build import (
 )
 from lvkam.config import Config
 from lvkam.data import Dataset
+from lvkam.descent import FunctionOptimizer
 from lvkam.interruption import Interrupted, Interruption
 from lvkam.model import LVKAM
-from lvkam.objectives import Estimate, ImportanceSampling, Objective
-from lvkam.optimizers import build_optimizer
+from lvkam.objectives import Estimate, Frozen, ImportanceSampling, Objective
+from lvkam.optimizers import SEARCHING, rate_factor
 from lvkam.progress import EpochRecord, TrainingState
 from lvkam.training import LONGEST_PERIOD, Callbacks, is_finished, next_period, random_stream, train
 from lvkam.univariate import UnivariateFunctions
@@ -63,7 +65,7 @@ def run(
     state = train(
         model,
         objective or ImportanceSampling(config.training.num_samples),
-        build_optimizer(config.optimizer.type, model.parameters(), config.optimizer.learning_rate),
+        build_config_optimizer(config, model),
         dataset or made_dataset(),
         config,
         random_stream(config.training.seed, "training"),
@@ -440,8 +442,7 @@ class Training:
         self.config, self.interruption = config, interruption
         self.objective = objective or build_objective(config)
         self.model = build_model(config, 9)
-        rate = config.optimizer.learning_rate
-        self.optimizer = build_optimizer(config.optimizer.type, self.model.parameters(), rate)
+        self.optimizer = build_config_optimizer(config, self.model)
         self.rng = random_stream(config.training.seed, "training")
         self.state: TrainingState | None = None
         self.records: list[EpochRecord] = []
@@ -555,6 +556,124 @@ def test_a_training_goes_on_to_the_same_bits_from_wherever_it_was_saved(optimize
         require_same(going_on, undisturbed)
         assert untimed(going_on.records) == untimed(undisturbed.records[saved.epoch + 1 :])
         assert going_on.best == [epoch for epoch in undisturbed.best if epoch > saved.epoch]
+
+
+TINY = (
+    "MIX_PRIOR.layer_widths=2, 2", "MIX_PRIOR.grid_size=2", "MIX_PRIOR.spline_degree=1",
+    "KAN_LIKELIHOOD.expert_widths=2", "KAN_LIKELIHOOD.grid_size=2", "KAN_LIKELIHOOD.spline_degree=1",
+    "MIX_PRIOR.spline_function=RBF", "MIX_PRIOR.quadrature_points=32", "TRAINING.MC_expectation_sample_size=8",
+)  # fmt: skip
+"""Of some hundred parameters, so that second derivatives and simplices are quick."""
+
+
+COSINE = ("OPTIMIZER.schedule=cosine", "OPTIMIZER.warmup_steps=3")
+
+
+@pytest.mark.parametrize(("optimizer", "schedule"), [*((o, ()) for o in SEARCHING), ("cg", COSINE), ("l-bfgs", COSINE)])
+def test_one_that_lowers_functions_goes_on_to_the_same_bits(optimizer: str, schedule: tuple[str, ...]) -> None:
+    config = ragged_config(f"OPTIMIZER.type={optimizer}", *OBJECTIVES["vanilla"], *TINY, "OPTIMIZER.l-bfgs_memory=3",
+                           "OPTIMIZER.learning_rate=0.05", "GRID_UPDATING.grid_update_frequency=3",
+                           *schedule)  # fmt: skip
+    undisturbed = Training(config)
+    undisturbed.run()
+    updates = [int(saved.arrays["last_grid_update"]) for saved in undisturbed.copies]
+    assert updates == [1, 1, 1, 4, 4, 4, 4, 4, 8, 8]
+    for index, saved in enumerate(undisturbed.copies[:: 6 if optimizer == "neldermead" else 3]):  # it takes its time
+        require_same(Training.resumed(config, saved, by_file=index % 2 == 0), undisturbed)
+    if optimizer in {"cg", "bfgs", "l-bfgs"}:  # what it remembers matters
+        saved = undisturbed.copies[6]
+        nothing = {name: np.zeros_like(array) for name, array in saved.in_file[1].items()}
+        with pytest.raises(AssertionError):
+            require_same(Training.resumed(config, replace(saved, in_file=(saved.in_file[0], nothing)), by_file=True),
+                         undisturbed)  # fmt: skip
+
+
+def test_a_step_draws_the_same_random_numbers_whatever_the_optimiser() -> None:
+    states = []
+    for optimizer in ("adam", "l-bfgs", "newton"):
+        training = Training(ragged_config(f"OPTIMIZER.type={optimizer}", *OBJECTIVES["vanilla"], *TINY))
+        training.run()
+        states.append(training.copies[0].arrays["stream"])
+    assert (states[0] == states[1]).all()
+    assert (states[0] == states[2]).all()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "gd"])
+def test_the_learning_rate_takes_its_course(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rates by hand, so that what the optimiser is told is looked at, step by step."""
+    settings = ("OPTIMIZER.schedule=step", "OPTIMIZER.warmup_steps=3", "OPTIMIZER.step_every=1",
+                "OPTIMIZER.step_factor=0.25", "OPTIMIZER.learning_rate=0.04", "TRAINING.batch_size=16")  # fmt: skip
+    training = Training(made_config(f"OPTIMIZER.type={optimizer}", *settings, *TINY))
+    kind, rates = type(training.optimizer), []
+    step = kind.step
+
+    def watched(self: Any, *arguments: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(kind, "step", watched)
+    training.run()
+    assert rates == pytest.approx([0.04 / 3, 0.08 / 3, 0.04, 0.04, *[0.01] * 4])
+    cosine = Training(made_config(f"OPTIMIZER.type={optimizer}", "OPTIMIZER.schedule=cosine", *settings[1:], *TINY))
+    rates.clear()
+    cosine.run()
+    assert rates == [0.04 * rate_factor("cosine", i, 8, 4, warmup_steps=3) for i in range(1, 9)]
+
+
+def test_memory_starts_afresh_when_grids_move() -> None:
+    config = made_config("OPTIMIZER.type=l-bfgs", "TRAINING.batch_size=5", "GRID_UPDATING.grid_update_frequency=4",
+                         "GRID_UPDATING.grid_update_decay=1", "TRAINING.checkpoint_minutes=1e-9", "TRAINING.N_epochs=1",
+                         *TINY)  # fmt: skip
+    training = Training(config)
+    training.run()
+    counts = [int(saved.in_file[1]["prior/mixture_logits/step"]) for saved in training.copies]
+    iterations = [saved.iteration for saved in training.copies]
+    assert all(counts[i - 1] <= (i - 1) % 4 + 1 for i in iterations)
+    assert max(counts) >= 3
+
+
+class Deceiving(ImportanceSampling):
+    """A function without the loss's gradient, from the fourth call on: nothing can be found along it."""
+
+    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Frozen:
+        frozen = super().freeze(model, x, rng)
+        object.__setattr__(self, "calls", getattr(self, "calls", 0) + torch.is_grad_enabled())
+        if getattr(self, "calls", 0) < 4:
+            return frozen
+        return frozen._replace(function=lambda: frozen.function() * 0 + frozen.value)
+
+
+def test_a_search_that_fails_is_told_once() -> None:
+    config = made_config("OPTIMIZER.type=cg", "TRAINING.batch_size=10", "TRAINING.verbose=true", *TINY)
+    training = Training(config, Deceiving(8))
+    training.run()
+    warnings = [line for line in training.lines if line.startswith("warning")]
+    assert len(warnings) == 1
+    assert re.fullmatch(
+        r"warning: epoch 1, iteration 4: no step was acceptable after \d+ evaluations: the lowest one found was taken; "
+        "the optimiser begins again, and its later failures are told at the end", warnings[0],
+    )  # fmt: skip
+    assert isinstance(training.optimizer, FunctionOptimizer)
+    assert training.optimizer.failures == 7
+    steps = [line for line in training.lines if line.startswith("iteration") and "loss" in line]
+    pattern = r"iteration \d+: loss \S+, gradient norm \S+, step \S+ after \d+ evaluations"
+    assert all(re.fullmatch(pattern, line) for line in steps)
+    assert all("step 0 after" in line for line in steps[3:])
+
+
+class Unbounded(ImportanceSampling):
+    """A function whose second derivatives are not finite."""
+
+    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Frozen:
+        frozen = super().freeze(model, x, rng)
+        logits = model.prior.mixture_logits
+        return frozen._replace(function=lambda: frozen.function() + (logits - logits.detach()).abs().pow(1.5).sum())
+
+
+def test_second_derivatives_that_are_not_finite_are_told() -> None:
+    with pytest.raises(FloatingPointError) as caught:
+        Training(made_config("OPTIMIZER.type=newton", *TINY), Unbounded(8)).run()
+    assert str(caught.value) == "epoch 1, iteration 1: a second derivative is not finite"
 
 
 def test_files_serve_as_well_as_memory() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lvkam import univariate
 from lvkam.splines import BASES, Knots, features_backward
-from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions
+from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions, twice_differentiable
 from tests.conftest import require_compiler, stream
 
 ALARM = 1e-4
@@ -778,3 +778,64 @@ def test_a_gpu_computes_what_a_cpu_does(name: str) -> None:
         assert one.grad is not None
         assert two.grad is not None
         torch.testing.assert_close(two.grad.cpu(), one.grad, atol=1e-2, rtol=1e-3)
+
+
+def value_and_gradients(layer: UnivariateFunctions, x: Tensor, summed: bool) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    out = (layer(x) if summed else layer.functions(x)).sin().sum()
+    return [out.detach(), *torch.autograd.grad(out, [x, *layer.parameters()])]
+
+
+SECOND = [(name, "silu") for name in NAMES] + [("B-spline", a) for a in sorted(ACTIVATIONS) if a != "silu"]
+
+
+@pytest.mark.parametrize("summed", [True, False])
+@pytest.mark.parametrize(("name", "activation"), SECOND)
+def test_the_path_that_can_be_differentiated_twice_is_the_same_function(
+    name: str, activation: str, summed: bool
+) -> None:
+    """Value and gradient to rounding; its second derivatives, along a direction, by central differences."""
+    layer = lively_layer(name, activation).double()
+    x = torch.randn(40, 3, dtype=torch.float64, generator=stream(7))
+    fast = value_and_gradients(layer, x, summed)
+    with twice_differentiable():
+        for one, other in zip(value_and_gradients(layer, x, summed), fast, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+        parameters = list(layer.parameters())
+        out = (layer(x) if summed else layer.functions(x)).sin().sum()
+        gradients = torch.autograd.grad(out, parameters, create_graph=True)
+        along = [torch.randn(p.shape, dtype=p.dtype, generator=stream(8)) for p in parameters]
+        slope = torch.stack([(g * d).sum() for g, d in zip(gradients, along, strict=True)]).sum()
+        found = torch.autograd.grad(slope, parameters)
+    ends = []
+    for sign in (1, -2):
+        with torch.no_grad():
+            for p, d in zip(parameters, along, strict=True):
+                p.add_(d, alpha=sign * 1e-6)
+        ends.append(value_and_gradients(layer, x, summed)[2:])
+    for one, high, low in zip(found, *ends, strict=True):
+        difference = (high - low) / 2e-6
+        torch.testing.assert_close(one, difference, rtol=1e-6, atol=1e-6 * difference.abs().max().item())
+
+
+def test_second_derivatives_are_refused_again_afterwards() -> None:
+    layer = lively_layer("B-spline")
+    x = torch.randn(5, 3, generator=stream(9))
+
+    def second() -> None:
+        gradients = torch.autograd.grad(layer(x).square().sum(), [*layer.parameters()], create_graph=True)
+        torch.autograd.grad(torch.stack([g.sum() for g in gradients]).sum(), [*layer.parameters()])
+
+    with twice_differentiable():
+        second()
+    with pytest.raises(ZeroDivisionError), twice_differentiable():
+        raise ZeroDivisionError
+    with pytest.raises(RuntimeError, match="once only"):
+        second()
+
+
+def test_nothing_is_compiled_where_second_derivatives_are_wanted() -> None:
+    settings = family("RBF", compiled=True)
+    assert settings.kernel(features_backward) is not features_backward
+    with twice_differentiable():
+        assert settings.kernel(features_backward) is features_backward
