@@ -58,7 +58,7 @@ def evaluate_checkpoint(
     estimator: Literal["importance", "annealed"] = "importance",
     num_temps: int = 100,
     moves: int = 1,
-    data: str | None = None,
+    data: str | Samples | None = None,
     per_image: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def evaluate_checkpoint(
         estimator: one of `ESTIMATORS`.
         num_temps: T, of the annealed estimator.
         moves: its Metropolis moves at each temperature.
-        data: name or path of the data to evaluate; the test split of the model's own data set if None.
+        data: what to evaluate: a name, a path, or as loaded; the test split of the model's own data set if None.
         per_image: CSV file for the figures of each image or row.
         overwrite: whether that file may be replaced.
 
@@ -85,7 +85,7 @@ def evaluate_checkpoint(
     if per_image is not None:
         check_files([per_image], overwrite, path)
     num_samples = num_samples or ESTIMATORS[estimator][1]
-    if num_images is None and (data is None or not is_path(data)):
+    if num_images is None and (data is None or (isinstance(data, str) and not is_path(data))):
         num_images = ESTIMATORS[estimator][0]
     checkpoint, config, model = load_checkpoint(path)
     x = _load_test(path, checkpoint, config, data, num_images, data_dir).x
@@ -115,20 +115,27 @@ def evaluate_checkpoint(
         "acceptance": evidence.acceptance,
         "estimator": estimator,
         "likelihood": config.generator.likelihood,
-        "data": data or f"{checkpoint.dataset}, the first of the test split",
+        "data": data if isinstance(data, str) else f"{checkpoint.dataset}, the first of the test split",
     }
 
 
 def _load_test(
-    path: Path, checkpoint: Checkpoint, config: Config, data: str | None, count: int | None, data_dir: Path | None
+    path: Path,
+    checkpoint: Checkpoint,
+    config: Config,
+    data: str | Samples | None,
+    count: int | None,
+    data_dir: Path | None,
 ) -> Samples:
     """The first images or rows of the data given, or of the test split of the checkpoint's own data set."""
     if data is None and is_path(checkpoint.dataset):
         # a checkpoint may come from anybody: it does not decide which files are opened
         raise DataError(f"{path}: its model was trained with files of somebody's own: name the data with --data")
-    found = load_samples(
-        data or checkpoint.dataset, count, config.training.img_resize, data_dir, checkpoint.standardisation
-    )
+    if isinstance(data, Samples):
+        found = data._replace(x=data.x[:count])
+    else:
+        name, resize = data or checkpoint.dataset, config.training.img_resize
+        found = load_samples(name, count, resize, data_dir, checkpoint.standardisation)
     if found.shape != checkpoint.image_shape:
         raise DataError(f"{path}: its model is of images {checkpoint.image_shape}, not {found.shape}")
     return found

@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from lvkam.checkpoint import Checkpoint, read_checkpoint
 from lvkam.config import Config, parse_config
+from lvkam.data import Samples
+from lvkam.experiment import load_config_dataset
 from lvkam.inference import evaluate_checkpoint
 from lvkam.interruption import Interrupted, Interruption
 from lvkam.plots import collage
@@ -27,7 +29,7 @@ from lvkam.processes import Command, run_side_by_side
 from lvkam.resumption import resume_point
 from lvkam.run_folder import RUN_FILES
 from lvkam.sections import write_value
-from lvkam.sources import is_path
+from lvkam.sources import check_dataset, is_path
 from lvkam.training import is_finished
 from lvkam.writing import write_atomically
 
@@ -77,7 +79,7 @@ def plan_cells(
     """The cells of the matrix, in this order; images are resized as in the reference if the configuration does not.
 
     Raises:
-        ConfigError: a value is not allowed, or contradicts the others.
+        ConfigError: a value is not allowed, or contradicts the others; or its data cannot be read.
     """
     cells = []
     for prior, dataset, num_temps, seed in itertools.product(priors, datasets, temperatures, seeds):
@@ -91,6 +93,7 @@ def plan_cells(
             values["TRAINING.img_resize"] = REFERENCE_SIZE
         changed = [f"{key}={write_value(value)}" for key, value in values.items()]
         cell = Cell(parse_config(config.to_ini(), config.source, changed), output)
+        check_dataset(cell.config)
         name = f"{Path(dataset).absolute().stem}_{seed}"
         cells.append(replace(cell, folder=output / cell.method / prior / name))
     return cells
@@ -188,11 +191,11 @@ def _evaluated(cell: Cell, checkpoint: Checkpoint, data_dir: Path | None) -> dic
         found = json.loads(kept.read_text(encoding="utf-8"))
         if found["iteration"] == checkpoint.iteration:
             return found
-    dataset = cell.config.training.dataset
-    count = min(1000, cell.config.training.num_test) if is_path(dataset) else None
-    found = evaluate_checkpoint(
-        cell.folder / "ckpt.h5", count, data_dir=data_dir, data=dataset if is_path(dataset) else None
-    )
+    held_out = None  # of a data set known by name the first of its test split, however few the training looks at
+    if is_path(cell.config.training.dataset):
+        dataset = load_config_dataset(cell.config, data_dir)
+        held_out = Samples(dataset.test, dataset.image_shape, dataset.scaling)
+    found = evaluate_checkpoint(cell.folder / "ckpt.h5", data_dir=data_dir, data=held_out)
     found["iteration"] = checkpoint.iteration
     with write_atomically(kept) as temporary:
         temporary.write_text(json.dumps(found, indent=2), encoding="utf-8")

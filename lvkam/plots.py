@@ -81,7 +81,7 @@ def collage(panels: Sequence[tuple[str, np.ndarray]]) -> Figure:
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3 * columns, 3.3 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    all_axes = figure.subplots(rows, columns, squeeze=False).flat
+    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in all_axes:
         axes.set_axis_off()
     for axes, (title, samples) in zip(all_axes, panels, strict=False):
