@@ -232,7 +232,8 @@ class _Run:
         if not all((folder / name).exists() for name in ("generated_images.h5", "generated_images.png")):
             # from the file and not compiled, as `lvkam sample` draws them: to the same bits
             model = load_model(folder / "ckpt.h5")
-            drawn, _ = draw_samples(model, self.config, settings.num_generated, settings.seed)
+            of_table = self.dataset.standardisation is not None
+            drawn, _ = draw_samples(model, self.config, settings.num_generated, settings.seed, of_table=of_table)
             self._save_samples("generated_images.h5", drawn.numpy())
         assert state is not None
         self.say(
@@ -356,15 +357,20 @@ def _device_name(device: torch.device) -> str:
     return f"{device} ({torch.get_num_threads()} threads)"
 
 
-def draw_samples(model: LVKAM, config: Config, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+def draw_samples(
+    model: LVKAM, config: Config, num_samples: int, seed: int, *, of_table: bool = False
+) -> tuple[Tensor, Tensor]:
     """Samples (N, D), as the model sees data, and their latents (N, Q), both on the CPU.
 
     Drawn `batch_size_for_gen` at a time, in whole batches: the same seed gives the same samples, whoever asks for
-    them, and asking for more does not change the first.
+    them, and asking for more does not change the first. Images are means, without the likelihood's noise; rows of a
+    table have it, so that they are distributed as the density whose evidence is quoted.
     """
-    rng = random_stream(seed, "generation")
+    rng, of_noise = random_stream(seed, "generation"), random_stream(seed, "generation", 1)
     size = config.training.generation_batch_size
     table = model.prior.table()
     latents = [model.prior.sample(size, rng, table) for _ in range(0, num_samples, size)]
     samples = [model.decode(z).cpu() for z in latents]
+    if of_table:
+        samples = [y + model.likelihood_std * torch.randn(y.shape, generator=of_noise) for y in samples]
     return torch.cat(samples)[:num_samples], torch.cat(latents).cpu()[:num_samples]

@@ -251,7 +251,8 @@ def sample_checkpoint(
     grid = grid or output.parent / f"{output.stem}.png"
     check_files([output, grid], overwrite, path)
     checkpoint, config, model = load_checkpoint(path)
-    samples, latents = draw_samples(model, config, num_images, checkpoint.seed if seed is None else seed)
+    seed, of_table = checkpoint.seed if seed is None else seed, checkpoint.standardisation is not None
+    samples, latents = draw_samples(model, config, num_images, seed, of_table=of_table)
     save_samples(
         output, samples.numpy(), checkpoint.image_shape, checkpoint.standardisation,
         latents.numpy() if save_latents else None, grid,
