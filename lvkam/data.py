@@ -111,7 +111,11 @@ def load_dataset(
         rows = arrays["train"]
         train = _read(f"{name}: train", rows, num_train)
         test = _read(f"{name}: test", arrays["test"], num_test)
+        if train.ndim != test.ndim and 2 in {train.ndim, test.ndim}:
+            raise DataError(f"{name}: train and test are of shapes {train.shape} and {test.shape}: a table and images")
     if rows.is_table:
+        if train.shape[1] != test.shape[1]:
+            raise DataError(f"{name}: has {train.shape[1]} columns in training, {test.shape[1]} in test")
         try:
             standardisation = Standardisation.of(train, rows.columns)
         except ValueError as error:
@@ -121,8 +125,7 @@ def load_dataset(
         standardisation, found = None, _unit_images(name, (train, test), resize)
     (x, shape, scaling), (y, shape_of_test, _) = found
     if shape != shape_of_test:
-        what = "rows" if rows.is_table else "images"
-        raise DataError(f"{name}: its {what} are {shape} in training, {shape_of_test} in test")
+        raise DataError(f"{name}: its images are {shape} in training, {shape_of_test} in test")
     return Dataset(name, x, y, shape, scaling, standardisation)
 
 
@@ -167,6 +170,8 @@ def load_samples(
 
 def load_labels(name: str, split: str, count: int, data_dir: Path | None = None) -> Tensor:
     """The labels of the first images of a split of MNIST or FMNIST, (count,), int64; raises as `load_dataset`."""
+    if name not in SOURCES or split not in SOURCES[name].labels:
+        raise DataError(f"{name}: its labels are not read; those of MNIST and FMNIST are")
     labels = read_idx(find(name, SOURCES[name].labels[split], data_dir))
     if labels.ndim != 1:
         raise DataError(f"{name}: its labels have {labels.ndim} dimensions instead of 1")

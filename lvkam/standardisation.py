@@ -35,11 +35,11 @@ class Standardisation:
         """
         with np.errstate(over="ignore", invalid="ignore"):
             mean, std = table.mean(0, dtype=np.float64), table.std(0, dtype=np.float64)
-        for name, centre, scale, first in zip(columns, mean, std, table[0], strict=True):
+            spread = np.ptp(table, 0)
+        for name, centre, scale, range_, first in zip(columns, mean, std, spread, table[0], strict=True):
             if not (np.isfinite(scale) and max(abs(centre), scale) < LARGEST):
                 raise ValueError(f"the column {name} holds numbers too large for single precision: change its unit")
-            # what rounding leaves of the spread of a constant is no spread
-            if not scale > 1e-12 * abs(first):
+            if not range_ > 1e-12 * abs(first):
                 raise ValueError(f"the column {name} is constant ({first:g} in all {len(table)} rows)")
             if scale < 1 / LARGEST:
                 raise ValueError(f"the column {name} holds numbers too small for single precision: change its unit")

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
+import platformdirs
+import pooch
 import pytest
 import torch
 
+from lvkam import sources
 from lvkam.compilation import compiler_problem
 from lvkam.config import Config, parse_config
 from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
@@ -72,6 +80,25 @@ def small_config(*overrides: str) -> Config:
     return parse_config("", "test", [*small_overrides(), *overrides])
 
 
+def table_overrides(dataset: Path) -> list[str]:
+    """`--set` values of a model of a table's rows that trains in a second."""
+    return [
+        *small_overrides(), f"TRAINING.dataset={dataset}", "TRAINING.img_resize=native",
+        "KAN_LIKELIHOOD.likelihood_model=l2", "KAN_LIKELIHOOD.output_activation=none",
+        "KAN_LIKELIHOOD.generator_variance=0.5", "TRAINING.N_epochs=1",
+    ]  # fmt: skip
+
+
+def write_table(path: Path, rows: int = 230, scale: float = 1.0, seed: int = 0) -> np.ndarray:
+    """A CSV file of correlated columns, two modes in one of them: what it holds."""
+    rng = np.random.default_rng(seed)
+    z = rng.standard_normal((rows, 2))
+    mode = rng.choice([-3.0, 3.0], rows)
+    table = scale * np.stack([z[:, 0], 0.5 * z[:, 0] + z[:, 1] + 40, 100 * (mode + 0.3 * rng.standard_normal(rows))], 1)
+    path.write_text("length,width,$speed$\n" + "".join(",".join(map(repr, row)) + "\n" for row in table.tolist()))
+    return table
+
+
 def h5_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an HDF5 file by their paths in it, read by h5py alone."""
     arrays: dict[str, np.ndarray] = {}
@@ -91,6 +118,43 @@ def reseal(path: Path) -> None:
     seal = f"lvkam: sealed HDF5 file of {len(content)} bytes\n"
     seal += f"sha256 of all after byte 512: {hashlib.sha256(content[512:]).hexdigest()}\n"
     path.write_bytes(seal.encode().ljust(512, b"\0") + content[512:])
+
+
+def idx(array: np.ndarray) -> bytes:
+    """An idx file of bytes."""
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail, rather than wait for ever."""
+
+    def stop(*_: object) -> None:
+        raise AssertionError(f"not done within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, none of the machine's own folders of data, no network: the folder of all data sets in it."""
+
+    def no_network(*_: object, **__: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.delenv("LVKAM_DATA_DIR", raising=False)
+    monkeypatch.setattr(sources, "DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache" / name))
+    monkeypatch.setattr(pooch, "retrieve", no_network)
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    return tmp_path / "cache" / "lvkam"
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ from lvkam.config import Config, parse_config
 from lvkam.hdf5 import LONGEST_TEXT
 from lvkam.optimizers import FIRST_ORDER, SEARCHING, build_optimizer
 from lvkam.progress import EpochRecord, TrainingState
+from lvkam.standardisation import Standardisation
 from lvkam.writing import WriteError
 from tests.conftest import reseal, small_config
 
@@ -703,3 +704,130 @@ def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> 
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == mode
+
+
+# --- of tables
+
+NAMES = ("größe in cm", "$x^2$", "a, b")
+
+
+def of_table(
+    columns: tuple[str, ...] = NAMES, mean: object = (1e-9, -2.5, 1 / 3), std: object = (1e-7, 7e5, 0.1)
+) -> Checkpoint:
+    return Checkpoint(
+        config=CONFIG.to_ini(), dataset="a.csv", image_shape=(3,), seed=1, epoch=2, iteration=3, lvkam_version="0.1.0",
+        arrays=model_arrays(build_model(CONFIG, 3)),
+        standardisation=Standardisation(columns, np.array(mean, float), np.array(std, float)),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    write_checkpoint(path := tmp_path / "table.h5", of_table())
+    return path
+
+
+def test_a_standardisation_is_read_to_the_bit(table: Path) -> None:
+    read = read_checkpoint(table)
+    found, expected = read.standardisation, of_table().standardisation
+    assert found is not None
+    assert expected is not None
+    assert (found.columns, found.mean.tobytes(), found.std.tobytes()) == (
+        NAMES, expected.mean.tobytes(), expected.std.tobytes(),
+    )  # fmt: skip
+    assert same(read, of_table())
+    write_checkpoint(table, read)
+    assert same(read_checkpoint(table), read)
+    with h5py.File(table) as file:
+        assert sorted(file) == ["data", "generator", "prior"]
+        assert str(file.attrs["columns"]).split("\n") == list(NAMES)
+        arrays = {name: np.asarray(file[f"data/{name}"]) for name in ("mean", "std")}
+    assert {name: array.tolist() for name, array in arrays.items()} == {
+        "mean": [1e-9, -2.5, 1 / 3], "std": [1e-7, 7e5, 0.1],
+    }  # fmt: skip
+    assert describe_checkpoint(table)["columns"] == list(NAMES)
+
+
+def test_of_images_there_is_no_standardisation(written: Path) -> None:
+    assert read_checkpoint(written).standardisation is None
+    assert "columns" not in describe_checkpoint(written)
+    told = spoiled(written, lambda f: f.attrs.create("columns", "a"))
+    assert told == "holds an attribute more than such a file does"
+    write_checkpoint(written, example())
+    assert spoiled(written, lambda f: f.create_dataset("data/mean", data=np.zeros(2))) == MORE.format("data")
+
+
+def numbers(name: str, value: Any, **keywords: Any) -> Callable[[h5py.File], object]:
+    """Another array of the standardisation, with the checksum of the one that was there."""
+
+    def spoil(file: h5py.File) -> None:
+        checksum = file[name].attrs["sha256"]
+        del file[name]
+        file.create_dataset(name, data=value, **keywords).attrs["sha256"] = checksum
+
+    return spoil
+
+
+OF_TABLES: dict[str, tuple[Callable[[h5py.File], object], str]] = {
+    "no names": (lambda f: f.attrs.pop("columns"), "damaged: the attribute columns is missing"),
+    "a number for names": (lambda f: f.attrs.create("columns", 1), KIND.format("columns")),
+    "a list of names": (lambda f: f.attrs.create("columns", ["a", "b", "c"]), KIND.format("columns")),
+    "names that move the cursor": (lambda f: f.attrs.create("columns", "a\nb\n\x1b[2J"), KIND.format("columns")),
+    "other names": (lambda f: f.attrs.create("columns", "a\nb\nc"), WHOLE),
+    "no means": (lambda f: f.pop("data/mean"), "damaged: data/mean is missing"),
+    "nothing": (lambda f: f.pop("data"), "damaged: data is missing"),
+    "one array more": (lambda f: f.create_dataset("data/more", data=1.0), MORE.format("data/more")),
+    "other means": (numbers("data/mean", np.zeros(3)), "damaged: the checksum of data/mean does not match"),
+    "fewer": (numbers("data/std", np.ones(2)), "data/std holds float64 (2,), its configuration means float64 (3,)"),
+    "rounded": (
+        numbers("data/std", np.ones(3, np.float32)),
+        "data/std holds float32 (3,), its configuration means float64 (3,)",
+    ),
+    "in pieces": (numbers("data/std", np.ones(3), chunks=(1,)), "data/std is not stored plainly within the file"),
+    "a link": (put("data/std", h5py.SoftLink("/data/mean")), LINK.format("data/std")),
+    "an external link": (put("data", h5py.ExternalLink("other.h5", "/")), LINK.format("data")),
+    "images": (
+        lambda f: f.attrs.create("image_shape", [1, 3]), "holds data, which no such file does",
+    ),
+    "another number of columns": (
+        lambda f: f.attrs.create("image_shape", [4]),
+        "generator/layers/1/coef holds float32 (6, 3, 6), its configuration means float32 (6, 4, 6)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_TABLES)
+def test_a_spoiled_file_of_a_table_is_told(name: str, table: Path) -> None:
+    spoil, message = OF_TABLES[name]
+    assert spoiled(table, spoil) == message
+
+
+@pytest.mark.parametrize("name", ["data/mean", "data/std"])
+def test_a_flipped_byte_of_a_standardisation_is_told(name: str, table: Path) -> None:
+    with h5py.File(table) as file:
+        place = file[name].id.get_offset()
+    content = bytearray(table.read_bytes())
+    content[place + 5] ^= 1
+    table.write_bytes(content)
+    assert refused(table) == SEAL
+    reseal(table)
+    assert refused(table) == f"damaged: the checksum of {name} does not match"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"columns": ("a", "b")}, "damaged: no standardisation of its 3 columns"),
+        ({"columns": ("a", "b", "c", "d")}, "damaged: no standardisation of its 3 columns"),
+        ({"std": (1, 0, 1)}, "damaged: no standardisation of its 3 columns"),
+        ({"std": (1, -1, 1)}, "damaged: no standardisation of its 3 columns"),
+        ({"std": (1, np.nan, 1)}, "data/std holds numbers that are not finite"),
+        ({"std": (1, np.inf, 1)}, "data/std holds numbers that are not finite"),
+        ({"mean": (1, -np.inf, 1)}, "data/mean holds numbers that are not finite"),
+    ],
+)
+def test_a_standardisation_that_cannot_be_is_told_though_all_checksums_fit(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_checkpoint(path := tmp_path / "bad.h5", of_table(**changes))
+    assert refused(path) == message

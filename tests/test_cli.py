@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 import os
@@ -18,14 +19,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lvkam.build import STEPS_THAT_REPAY, build_model
 from lvkam.config import parse_config
-from tests.conftest import REPOSITORY, h5_arrays, require_compiler, reseal, small_overrides
+from lvkam.plots import MOST_IMAGES, image_grid
+from tests.conftest import (
+    REPOSITORY,
+    h5_arrays,
+    require_compiler,
+    reseal,
+    small_overrides,
+    table_overrides,
+    write_table,
+)
 from tests.test_compilation import without_compiler
 
 PROGRAM = [str(Path(sys.executable).with_name("lvkam"))]
-COMMANDS = ["train", "sample", "evaluate", "plot", "info", "check"]
+COMMANDS = ["train", "sample", "evaluate", "plot", "info", "check", "data", "experiments"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LVKAM_DATA_DIR": ""}
 
 
@@ -56,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert done.stdout == "logs/Thermodynamic/uniform/MNIST_1\n"
     lines = done.stderr.splitlines()
-    assert lines[0].startswith("MNIST 7x7, 200 images; ")
+    assert lines[0].startswith("MNIST, 7x7, 200 images, values divided by 255; ")
     assert "on cpu (1 threads); writing to logs/Thermodynamic/uniform/MNIST_1" in lines[0]
     assert lines[1] == "kernels not compiled: 16 steps would not repay it"
     assert [re.match(r"epoch (\d)/2: train loss ", line) is not None for line in lines[2:5]] == [True] * 3
@@ -521,3 +532,120 @@ def test_compile_true_trains_compiled(folder: Path, tmp_path: Path) -> None:
     # nothing of what the compiler has to say reaches the user
     assert "warning" not in done.stderr.lower()
     assert h5_arrays(tmp_path / "run" / "ckpt.h5")["training/compiled"]
+
+
+# --- data
+
+
+SHIPPED = REPOSITORY / "lvkam" / "datasets" / "MNIST" / "raw"
+
+
+def test_data_verifies_and_draws_a_data_set(tmp_path: Path) -> None:
+    done = lvkam("data", "MNIST", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [re.split(r"  +", line, maxsplit=1) for line in done.stdout.splitlines()]
+    names = ["train-images-idx3-ubyte", "t10k-images-idx3-ubyte"]
+    assert [key for key, _ in lines] == [*names, "train", "test", "values", "picture"]
+    assert [value for _, value in lines] == [
+        *(f"{SHIPPED / name}.gz, verified" for name in names),
+        "60000 images of 28x28, uint8", "10000 images of 28x28, uint8", "values divided by 255", "MNIST.png",
+    ]  # fmt: skip
+    with gzip.open(SHIPPED / "train-images-idx3-ubyte.gz") as file:
+        images = np.frombuffer(file.read(16 + 784 * MOST_IMAGES)[16:], np.uint8).reshape(-1, 28, 28)
+    with Image.open(tmp_path / "MNIST.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(image_grid(images / np.float32(255))))
+    before = (tmp_path / "MNIST.png").stat().st_mtime_ns
+    again = lvkam("data", "MNIST", cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr == "error: MNIST.png: exists already; give --overwrite to replace it\n"
+    assert (tmp_path / "MNIST.png").stat().st_mtime_ns == before
+    assert lvkam("data", "MNIST", "--overwrite", "--output", "MNIST.png", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "MNIST.png").stat().st_mtime_ns > before
+
+
+def test_data_tells_other_bytes_than_the_published_ones(tmp_path: Path) -> None:
+    (raw := tmp_path / "own" / "MNIST" / "raw").mkdir(parents=True)
+    for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"):
+        shutil.copy(SHIPPED / name, raw)
+    with gzip.open(raw / "t10k-images-idx3-ubyte.gz") as file:
+        content = bytearray(file.read())
+    content[5000] ^= 1
+    (raw / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(content, 1))
+    done = lvkam("data", "MNIST", "--data-dir", "own", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: own/MNIST/raw/t10k-images-idx3-ubyte.gz: has other bytes than the published t10k-images-idx3-ubyte: "
+        "remove it, and it is fetched anew\n"
+    )
+    assert not (tmp_path / "MNIST.png").exists()
+
+
+def test_data_describes_files_of_ones_own(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.csv")
+    done = lvkam("data", "a.csv", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == ("samples  230 rows of 3 columns, float64\ncolumns  length, width, $speed$\npicture  a.png\n")
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((4, 5, 3), 50 * number, np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
+    done = lvkam("data", "pictures/", "--output", "p.png", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == ("samples  3 images of 4x5x3, uint8\nvalues   values divided by 255\npicture  p.png\n")
+    for name in ("a.png", "p.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+BAD_DATA = {
+    "MNISD": "unknown data set MNISD; did you mean MNIST?",
+    "none.npz": "none.npz: no such file or folder",
+    "a.txt": "a.txt: must be a folder of images, or a file that ends in .npz, .h5, .hdf5, .csv",
+    "missing.csv": "missing.csv: line 3: the column b has no value there; fill or drop it first",
+    "empty": "empty: holds no image; must hold some, .png, .jpg, .jpeg, .bmp, .gif, .tif, .tiff, .webp, .pgm, .ppm, "
+    "or the folders train and test",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("data", "MNISD"), ("data", "empty"), ("evaluate", "none.npz"), ("check", "missing.csv"), ("train", "a.txt")],
+)
+def test_bad_data_is_one_message_and_status_2(command: str, name: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("1,2\n")
+    (tmp_path / "missing.csv").write_text("a,b\n1,2\n3,NA\n")
+    (tmp_path / "empty").mkdir()
+    shutil.copy(run_of(folder) / "ckpt.h5", tmp_path)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    config, prefix = folder / "nist_config.ini", ""
+    if command in {"check", "train"}:
+        arguments = [str(config), *settings(f"TRAINING.dataset={name}")]
+        prefix = f"{config}: [TRAINING] dataset = {name}: "
+    else:
+        arguments = ["ckpt.h5", "--data", name] if command == "evaluate" else [name]
+    done = lvkam(command, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {prefix}{BAD_DATA[name]}\n")
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_a_table_from_end_to_end(folder: Path, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "my table.csv")
+    overrides = [w for o in table_overrides(Path("my table.csv")) for w in ("--set", o)]
+    done = lvkam("train", folder / "nist_config.ini", *overrides, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "logs/Thermodynamic/uniform/my table_1\n"), done.stderr
+    assert done.stderr.startswith("my table.csv, 3 columns, 200 rows, columns standardised; ")
+    run = tmp_path / "logs/Thermodynamic/uniform/my table_1"
+    described = json.loads(lvkam("info", run / "ckpt.h5", "--json", cwd=tmp_path).stdout)
+    assert (described["columns"], described["image_shape"]) == (["length", "width", "$speed$"], [3])
+    assert lvkam("sample", run / "ckpt.h5", "-n", "300", cwd=tmp_path).returncode == 0
+    samples = h5_arrays(tmp_path / "samples.h5")["samples"]
+    assert samples.shape == (300, 3)
+    assert (np.abs(samples.mean(0) - table.mean(0)) < 3 * table.std(0)).all()
+    evaluate = ("evaluate", run / "ckpt.h5", "--num-samples", "50")
+    done = lvkam(*evaluate, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: {run / 'ckpt.h5'}: its model was trained with files of somebody's own: name the data with --data\n"
+    )
+    done = lvkam(*evaluate, "--data", "my table.csv", "--json", "--per-image", "rows.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_images"] == 230
+    assert (tmp_path / "rows.csv").read_text().splitlines()[0].startswith("Row,")

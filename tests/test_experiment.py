@@ -47,7 +47,15 @@ from lvkam.run_folder import RUN_FILES, OutputError, locked
 from lvkam.splines import BASES
 from lvkam.training import random_stream
 from lvkam.univariate import ACTIVATIONS, UnivariateFunctions
-from tests.conftest import REPOSITORY, h5_arrays, require_compiler, small_config, stream
+from tests.conftest import (
+    REPOSITORY,
+    h5_arrays,
+    require_compiler,
+    small_config,
+    stream,
+    table_overrides,
+    write_table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -791,3 +799,103 @@ def test_a_model_of_ones_own_loop_is_saved_alone_and_loaded_to_the_bit(tmp_path:
     with pytest.raises(CheckpointError, match=r"prior/mixture_logits holds numbers that are not finite; not saved"):
         lvkam.save_model(tmp_path / "wrong.h5", model, config, (3, 4))
     assert [path.name for path in tmp_path.iterdir()] == ["own.h5"]
+
+
+# --- data of one's own
+
+
+def test_the_same_images_give_the_same_bits_by_name_from_an_archive_and_from_a_folder(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    mnist = load_dataset("MNIST", 200, 20)
+    train, test = (np.round(x.numpy() * 255).astype(np.uint8).reshape(-1, 28, 28) for x in (mnist.train, mnist.test))
+    np.savez(tmp_path / "splits.npz", train=train, test=test)
+    np.savez_compressed(tmp_path / "one.npz", images=np.concatenate([train, test])[..., None])
+    for split, images in (("train", train), ("test", test)):
+        (folder := tmp_path / "pictures" / split).mkdir(parents=True)
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(folder / f"{number:03}.png")
+    expected = h5_arrays(run_folder / "ckpt.h5")
+    for name in ("splits.npz", "one.npz", "pictures"):
+        config = small_config(f"TRAINING.dataset={tmp_path / name}")
+        folder = run_experiment(config, tmp_path / f"run of {name}", say=lambda _: None)
+        arrays = h5_arrays(folder / "ckpt.h5")
+        assert arrays.keys() == expected.keys()
+        for path, array in expected.items():
+            if path == "training/progress/log":  # without the time
+                np.testing.assert_array_equal(arrays[path][:, 1:], array[:, 1:])
+            elif path != "training/progress/seconds":
+                np.testing.assert_array_equal(arrays[path], array, strict=True, err_msg=path)
+        for file in ("real_images.h5", "generated_images.h5"):
+            found, samples = (h5_arrays(f / file)["samples"] for f in (folder, run_folder))
+            np.testing.assert_array_equal(found, samples, strict=True)
+
+
+def test_what_a_table_needs_is_told_all_at_once(tmp_path: Path) -> None:
+    write_table(path := tmp_path / "a.csv")
+    with pytest.raises(ConfigError) as caught:
+        run_experiment(small_config(f"TRAINING.dataset={path}"), tmp_path / "run")
+    assert caught.value.problems == (
+        f"test: [KAN_LIKELIHOOD] likelihood_model = bernoulli: must be l2, since {path} is a table",
+        f"test: [KAN_LIKELIHOOD] output_activation = sigmoid: must be none, since {path} is a table",
+        f"test: [TRAINING] img_resize = 7, 7: must be native, since {path} is a table",
+    )
+    with pytest.raises(ConfigError) as caught:
+        run_experiment(small_config(*table_overrides(path), "TRAINING.N_train=231"), tmp_path / "run")
+    assert caught.value.problems == (f"test: [TRAINING] N_train = 231: must be at most 230, the train rows of {path}",)
+    with pytest.raises(ConfigError) as caught:
+        run_experiment(small_config(*table_overrides(path), "TRAINING.N_test=31"), tmp_path / "run")
+    assert caught.value.problems == (f"test: [TRAINING] N_test = 31: must be at most 30, the test rows of {path}",)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_rows_are_written_in_their_own_units(tmp_path: Path) -> None:
+    table = write_table(path := tmp_path / "a.csv")
+    folder = run_experiment(small_config(*table_overrides(path)), tmp_path / "run", say=lambda _: None)
+    assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == sorted(RUN_FILES)
+    mean, std = table[:200].mean(0), table[:200].std(0)
+    arrays = h5_arrays(folder / "ckpt.h5")
+    np.testing.assert_allclose(arrays["data/mean"], mean, rtol=1e-12)
+    np.testing.assert_allclose(arrays["data/std"], std, rtol=1e-12)
+    real = h5_arrays(folder / "real_images.h5")["samples"]
+    assert (real.shape, real.dtype) == ((30, 3), np.float32)
+    np.testing.assert_allclose(real, table[:30], rtol=1e-5, atol=1e-5)
+    rng = random_stream(1, "generation")
+    model = load_model(folder / "ckpt.h5")
+    drawn = torch.cat([model.sample(20, rng) for _ in range(2)])[:30].double().numpy()
+    generated = h5_arrays(folder / "generated_images.h5")["samples"]
+    np.testing.assert_allclose(generated, drawn * std + mean, rtol=1e-6, atol=1e-4)
+    for name in ("real_images.png", "generated_images.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 500  # 3 x 3 panels, no grid of images
+    output, grid = sample_checkpoint(folder / "ckpt.h5", 30, tmp_path / "s.h5", tmp_path / "s.png")
+    np.testing.assert_array_equal(h5_arrays(output)["samples"], generated)
+    assert grid.read_bytes() == (folder / "generated_images.png").read_bytes()
+
+
+def test_the_unit_of_a_table_changes_nothing_that_is_learnt(tmp_path: Path) -> None:
+    # by a power of two, so that not a bit of what the model sees differs
+    found = []
+    for name, scale in (("a", 1.0), ("b", 2.0**10)):
+        write_table(path := tmp_path / f"{name}.csv", scale=scale)
+        folder = run_experiment(small_config(*table_overrides(path)), tmp_path / name, say=lambda _: None)
+        found.append((h5_arrays(folder / "ckpt.h5"), h5_arrays(folder / "generated_images.h5")["samples"]))
+    (one, samples), (other, scaled) = found
+    for path in one:
+        factor = 2.0**10 if path.startswith("data/") else 1
+        if not path.startswith("training/progress/"):  # which hold times
+            np.testing.assert_array_equal(other[path], factor * one[path], err_msg=path)
+    np.testing.assert_array_equal(scaled, samples * 2**10)
+
+
+def test_a_table_that_has_changed_is_not_gone_on_with(tmp_path: Path) -> None:
+    write_table(path := tmp_path / "a.csv")
+    config = small_config(*table_overrides(path))
+    folder = run_experiment(config, tmp_path / "run", say=lambda _: None)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    write_table(path, seed=1)
+    longer = small_config(*table_overrides(path), "TRAINING.N_epochs=2")
+    with pytest.raises(DataError, match=r"these are not the .* that the run has been trained with"):
+        run_experiment(longer, folder, resume=True, say=lambda _: None)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,8 +20,9 @@ from lvkam.evidence import annealed_log_evidence, importance_log_evidence
 from lvkam.experiment import run_experiment
 from lvkam.inference import evaluate_checkpoint, plot_temperatures, sample_checkpoint
 from lvkam.run_folder import OutputError
+from lvkam.standardisation import Standardisation
 from lvkam.training import random_stream
-from tests.conftest import h5_arrays, small_config
+from tests.conftest import h5_arrays, small_config, table_overrides, within, write_table
 
 
 @pytest.fixture(scope="module", params=["bernoulli", "l2"])
@@ -142,3 +145,142 @@ def test_bad_places_and_files_are_refused(checkpoint: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"MNIST has 10000 test images, fewer than the 10001 asked for"):
         evaluate_checkpoint(checkpoint, 10001, 2)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- data of one's own
+
+
+def test_other_images_are_evaluated_as_the_models_own(checkpoint: Path, tmp_path: Path) -> None:
+    own = evaluate_checkpoint(checkpoint, 20, 100)
+    images = np.round(load_dataset("MNIST", 1, 30).test.numpy() * 255).astype(np.uint8).reshape(-1, 28, 28)
+    np.savez(path := tmp_path / "a.npz", images)
+    given = evaluate_checkpoint(checkpoint, 20, 100, data=str(path))
+    assert given["data"] == str(path)
+    assert {k: v for k, v in given.items() if k != "data"} == {k: v for k, v in own.items() if k != "data"}
+    assert evaluate_checkpoint(checkpoint, None, 100, data=str(path))["num_images"] == 30  # all there are
+    assert evaluate_checkpoint(checkpoint, 20, 100, data="MNIST")["nll_nats"] == own["nll_nats"]
+    write_table(table := tmp_path / "a.csv")
+    for data, message in (
+        (table, "a.csv: holds a table, the model was trained with images"),
+        (tmp_path / "none.npz", "none.npz: no such file or folder"),
+    ):
+        with pytest.raises(DataError, match=message):
+            evaluate_checkpoint(checkpoint, 20, 100, data=str(data))
+    np.savez(path, np.zeros((3, 9, 9, 3)))
+    with pytest.raises(DataError, match=r"ckpt\.h5: its model is of images \(7, 7\), not \(7, 7, 3\)"):
+        evaluate_checkpoint(checkpoint, 1, 100, data=str(path))
+
+
+@pytest.fixture(scope="module")
+def of_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("table")
+    write_table(folder / "a.csv")
+    return run_experiment(small_config(*table_overrides(folder / "a.csv")), folder / "run", say=lambda _: None)
+
+
+def standardised(table: np.ndarray) -> tuple[torch.Tensor, float]:
+    """Rows as the model sees them, and the logarithm of the volume, from the rows of training alone."""
+    trained = write_table(Path(os.devnull))[:200]
+    x = (table - trained.mean(0)) / trained.std(0)
+    return torch.from_numpy(x.astype(np.float32)), float(np.log(trained.std(0)).sum())
+
+
+def test_the_evidence_of_rows_is_that_of_their_own_units(of_table: Path, tmp_path: Path) -> None:
+    table = write_table(path := tmp_path / "b.csv", rows=40, seed=1)
+    x, log_volume = standardised(table)
+    model = load_model(of_table / "ckpt.h5")
+    found = evaluate_checkpoint(of_table / "ckpt.h5", None, 500, data=str(path), per_image=tmp_path / "rows.csv")
+    evidence = importance_log_evidence(model, x, 500, random_stream(1, "evaluation"))
+    assert found["num_images"] == 40
+    assert found["nll_nats"] == pytest.approx(log_volume - evidence.log_evidence.double().mean().item(), abs=1e-4)
+    assert found["bits_per_dim"] == pytest.approx(found["nll_nats"] / 3 / math.log(2))
+    assert found["nll_stderr"] == pytest.approx(evidence.mean_standard_error, rel=1e-3)
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["Row"] for row in rows] == [str(n) for n in range(40)]
+    np.testing.assert_allclose(
+        [float(row["Log Evidence (nats)"]) for row in rows], evidence.log_evidence.numpy() - log_volume, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("estimator", ["importance", "annealed"])
+def test_another_unit_changes_the_evidence_by_its_volume_and_nothing_else(
+    estimator: Literal["importance", "annealed"], of_table: Path, tmp_path: Path
+) -> None:
+    factor, found = 2.0**10, []
+    for name, scale in (("a", 1.0), ("b", factor)):
+        write_table(path := tmp_path / f"{name}.csv", scale=scale)
+        if scale == 1:
+            checkpoint = of_table / "ckpt.h5"
+        else:
+            run = run_experiment(small_config(*table_overrides(path)), tmp_path / name, say=lambda _: None)
+            checkpoint = run / "ckpt.h5"
+        found.append(evaluate_checkpoint(checkpoint, 10, 8, data=str(path), estimator=estimator, num_temps=5))
+    one, other = found
+    assert other["nll_nats"] - one["nll_nats"] == pytest.approx(3 * math.log(factor), abs=1e-5)
+    for key in ("nll_stderr", "effective_sample_size", "acceptance", "images_not_to_trust", "num_images"):
+        assert other[key] == one[key], key
+
+
+def test_rows_far_from_the_table_have_less_evidence(of_table: Path, tmp_path: Path) -> None:
+    write_table(near := tmp_path / "near.csv", rows=50, seed=1)
+    nll = [evaluate_checkpoint(of_table / "ckpt.h5", None, 300, data=str(near))["nll_nats"]]
+    for shift in (1, 10):
+        table = write_table(tmp_path / "far.csv", rows=50, seed=1) + shift * np.array([1, 1, 300])
+        (tmp_path / "far.csv").write_text("\n".join(",".join(map(repr, row)) for row in table.tolist()))
+        nll.append(evaluate_checkpoint(of_table / "ckpt.h5", None, 300, data=str(tmp_path / "far.csv"))["nll_nats"])
+    assert nll[0] < nll[1] < nll[2]
+
+
+def test_other_columns_than_the_models_are_refused(of_table: Path, tmp_path: Path) -> None:
+    def refused(path: Path) -> str:
+        with pytest.raises(DataError) as caught:
+            evaluate_checkpoint(of_table / "ckpt.h5", None, 10, data=str(path), per_image=tmp_path / "rows.csv")
+        assert str(caught.value).startswith(f"{path}: ")
+        return str(caught.value).removeprefix(f"{path}: ")
+
+    (path := tmp_path / "a.csv").write_text("width,length,$speed$\n1,2,3\n")
+    assert refused(path) == "its columns are width, length, $speed$, the model's length, width, $speed$"
+    path.write_text("length,width\n1,2\n")
+    assert refused(path) == "has 2 columns, the model 3"
+    path.write_text("length,width,$speed$\n1,2,3\n4,,6\n")
+    assert refused(path) == "line 3: the column width has no value there; fill or drop it first"
+    np.savez(tmp_path / "a.npz", np.zeros((3, 9, 9)))
+    assert refused(tmp_path / "a.npz") == "holds images, the model was trained with a table"
+    with pytest.raises(DataError, match="MNIST: holds images, the model was trained with a table"):
+        evaluate_checkpoint(of_table / "ckpt.h5", 1, 10, data="MNIST")
+    assert not (tmp_path / "rows.csv").exists()
+
+
+def test_a_checkpoint_does_not_decide_which_files_are_opened(of_table: Path, tmp_path: Path) -> None:
+    """Its data is where it says, but for anybody's checkpoint that may be any file: here one that is waited for."""
+    path = of_table.parent / "a.csv"
+    content = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    message = r"ckpt\.h5: its model was trained with files of somebody's own: name the data with --data\Z"
+    try:
+        with within(20), pytest.raises(DataError, match=message):
+            evaluate_checkpoint(of_table / "ckpt.h5", 1, 10)
+        with within(20), pytest.raises(DataError, match=message):
+            plot_temperatures(of_table / "ckpt.h5", tmp_path / "t.png", num_images=1)
+    finally:
+        path.unlink()
+        path.write_bytes(content)
+    assert not (tmp_path / "t.png").exists()
+    plot_temperatures(of_table / "ckpt.h5", tmp_path / "t.png", num_images=1, data=str(path))
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_transform_is_the_checkpoints_not_the_datas(of_table: Path, tmp_path: Path) -> None:
+    table = write_table(path := tmp_path / "b.csv", rows=12, seed=2)
+    whole = evaluate_checkpoint(of_table / "ckpt.h5", None, 50, data=str(path), per_image=tmp_path / "all.csv")
+    (tmp_path / "few.csv").write_text("\n".join(",".join(map(repr, row)) for row in table[:3].tolist()))
+    evaluate_checkpoint(
+        of_table / "ckpt.h5", None, 50, data=str(tmp_path / "few.csv"), per_image=tmp_path / "first.csv"
+    )
+    first, of_all = (np.loadtxt(tmp_path / f, delimiter=",", skiprows=1)[:, 1] for f in ("first.csv", "all.csv"))
+    np.testing.assert_allclose(first, of_all[:3], atol=1e-3)
+    own = Standardisation.of(table, ("length", "width", "$speed$"))
+    assert whole["num_images"] == 12
+    assert abs(own.log_volume - standardised(table)[1]) > 1e-3  # so that it would be seen

@@ -7,9 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 from PIL import Image
 
-from lvkam.plots import MOST_IMAGES, SMALLEST_SIDE, image_grid, save_image_grid, save_loss_curve, temperatures_figure
+from lvkam.plots import (
+    MOST_COLUMNS,
+    MOST_IMAGES,
+    MOST_POINTS,
+    SMALLEST_SIDE,
+    image_grid,
+    pair_plot,
+    save_image_grid,
+    save_loss_curve,
+    temperatures_figure,
+)
 from lvkam.progress import EpochRecord
 from lvkam.run_folder import write_losses
 
@@ -117,3 +128,39 @@ def test_the_temperatures_figure_integrates_the_mean_by_trapezoids() -> None:
     legend = third.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["t = 0", "t = 1"]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4])
+def test_a_pair_plot_shows_every_pair_once(columns: int) -> None:
+    table = np.random.default_rng(0).standard_normal((500, columns)) * 10.0 ** np.arange(columns)
+    mean, std = table.mean(0), table.std(0)
+    names = [f"$column_{n}$" for n in range(columns)]
+    figure = pair_plot(table, names, mean, std)
+    figure.canvas.draw()  # a dollar sign is no mathematics
+    panels = {}
+    for axes in figure.axes:
+        place = axes.get_subplotspec()
+        assert place is not None
+        panels[place.rowspan.start, place.colspan.start] = axes
+    assert panels.keys() == {(row, column) for row in range(columns) for column in range(row + 1)}
+    for (row, column), axes in panels.items():
+        np.testing.assert_allclose(axes.get_xlim(), mean[column] + 4 * std[column] * np.array([-1, 1]))
+        if row == column:
+            bars = [bar for bar in axes.patches if isinstance(bar, Rectangle)]
+            counts, edges = [bar.get_height() for bar in bars], [bar.get_x() for bar in bars]
+            edges.append(edges[-1] + bars[-1].get_width())
+            np.testing.assert_array_equal(counts, np.histogram(table[:, row], edges)[0])
+            assert sum(counts) >= 498
+        else:
+            np.testing.assert_array_equal(axes.lines[0].get_xdata(), table[:, column])
+            np.testing.assert_array_equal(axes.lines[0].get_ydata(), table[:, row])
+    assert [panels[columns - 1, n].get_xlabel() for n in range(columns)] == [n.replace("$", r"\$") for n in names]
+
+
+def test_a_pair_plot_of_many_columns_and_rows_shows_the_first() -> None:
+    table = np.random.default_rng(0).standard_normal((MOST_POINTS + 5, MOST_COLUMNS + 2))
+    figure = pair_plot(table, [f"{'x' * 30}{n}" for n in range(MOST_COLUMNS + 2)], table.mean(0), table.std(0))
+    assert len(figure.axes) == MOST_COLUMNS * (MOST_COLUMNS + 1) // 2
+    assert max(len(axes.lines[0].get_xdata()) for axes in figure.axes if axes.lines) == MOST_POINTS  # type: ignore[arg-type]
+    assert figure.get_suptitle() == f"the first {MOST_COLUMNS} of {MOST_COLUMNS + 2} columns"
+    assert {len(axes.get_ylabel()) for axes in figure.axes if axes.get_ylabel()} == {20}

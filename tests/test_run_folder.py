@@ -24,11 +24,13 @@ from lvkam.run_folder import (
     check_folder,
     default_folder,
     locked,
-    save_images,
+    save_samples,
     write_losses,
 )
 from lvkam.sections import PriorConfig, ThermodynamicConfig, TrainingConfig
+from lvkam.standardisation import Standardisation
 from lvkam.writing import WriteError
+from tests.conftest import small_config
 
 
 def quiet(_: str) -> None:
@@ -190,7 +192,7 @@ def test_images_are_clipped_and_drawn(shape: tuple[int, ...], tmp_path: Path) ->
     rng = np.random.default_rng(0)
     images = rng.normal(0.5, 1, (7, int(np.prod(shape))))
     latents = rng.normal(size=(7, 5))
-    save_images(tmp_path / "samples.h5", images, shape, latents)
+    save_samples(tmp_path / "samples.h5", images, shape, latents=latents)
     expected = np.minimum(np.maximum(images, 0), 1).astype(np.float32).reshape(7, *shape)
     with h5py.File(tmp_path / "samples.h5") as file:
         found = {name: np.asarray(file[name]) for name in file}
@@ -204,9 +206,31 @@ def test_images_are_clipped_and_drawn(shape: tuple[int, ...], tmp_path: Path) ->
 
 
 def test_latents_are_left_out_and_the_grid_goes_where_asked(tmp_path: Path) -> None:
-    save_images(tmp_path / "a.h5", np.zeros((1, 4), np.float32), (2, 2), grid=tmp_path / "b.picture")
+    save_samples(tmp_path / "a.h5", np.zeros((1, 4), np.float32), (2, 2), picture=tmp_path / "b.picture")
     with h5py.File(tmp_path / "a.h5") as file:
         assert list(file) == ["samples"]
     with Image.open(tmp_path / "b.picture") as picture:
         assert picture.format == "PNG"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "b.picture"]
+
+
+def test_rows_are_restored_and_not_clipped(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    mean, std = np.array([1e-9, -2.5, 1e6]), np.array([1e-7, 700.0, 0.5])
+    standardised = rng.standard_normal((40, 3)).astype(np.float32)
+    save_samples(tmp_path / "a.h5", standardised, (3,), Standardisation(("a", "$b", "c"), mean, std))
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert list(file) == ["samples"]
+        found = np.asarray(file["samples"])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, standardised.astype(float) * std + mean, rtol=1e-6, atol=1e-14)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("my data/a table.csv", "a table"), ("../pictures/", "pictures"), ("/x/y.v2.npz", "y.v2")]
+)
+def test_the_folder_of_data_of_ones_own_is_named_after_it(name: str, expected: str) -> None:
+    folder = default_folder(small_config(f"TRAINING.dataset={name}"))
+    assert folder == Path("logs", "Thermodynamic", "uniform", f"{expected}_1")

@@ -6,9 +6,12 @@ import json
 import os
 import pickle
 import secrets
+import struct
 import subprocess
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from lvkam.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from lvkam.experiment import run_experiment
 from lvkam.hdf5 import _seal, digest
 from tests.conftest import reseal, small_config
-from tests.reliability.harness import ENVIRONMENT, assert_no_traceback, report
+from tests.reliability.harness import ENVIRONMENT, assert_no_traceback, report, settings, working_folder
 
 SECONDS, MEGABYTES = 2.0, 300
 CANARY = f"CANARY-{secrets.token_hex(8)}"
@@ -330,3 +333,170 @@ def test_the_good_file_is_read(good: Path, evil: Path) -> None:
     assert not torch
     assert megabytes < MEGABYTES
     assert seconds < SECONDS
+
+
+# --- data
+
+SaveArrays = Callable[..., None]
+savez: SaveArrays = np.savez
+ESCAPING = "\x1b]0;owned\x07"
+
+
+class Unpickled:
+    """Writes the canary's name into a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def member(path: Path, head: str, body: bytes = b"", name: str = "samples.npy") -> None:
+    """A .npz file whose one array says so of itself."""
+    content = b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head.encode() + body
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+
+
+def head(shape: str, descr: str = "<f4") -> str:
+    return f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}"
+
+
+def lying_about_its_size(path: Path) -> None:
+    member(path, head("(50000, 1000)", "|u1"), bytes(50 * 10**6))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, content.index(b"PK\x01\x02") + 20, 2**31)
+    path.write_bytes(content)
+
+
+def in_hdf5(make: Callable[[h5py.File], Any]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with h5py.File(path, "w") as file:
+            make(file)
+
+    return write
+
+
+def beside(file: h5py.File, name: str) -> Path:
+    return Path(file.filename).with_name(name)
+
+
+def canary_outside(file: h5py.File) -> None:
+    file.create_dataset("samples", (16, 4), "u1", external=[(beside(file, "canary.txt"), 0, 64)])
+
+
+def canary_mapped(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((16, 4), "f4")
+    layout[...] = h5py.VirtualSource(beside(file, "canary.h5"), "secret", (16, 4))
+    file.create_virtual_dataset("samples", layout)
+
+
+def piece_of_a_gigabyte(file: h5py.File) -> None:
+    data = file.create_dataset("samples", (10, 10), "u1", chunks=(2**15, 2**15), maxshape=(None, None), compression=9)
+    deflater = zlib.compressobj(9)
+    parts = [deflater.compress(bytes(2**20)) for _ in range(2**10)]
+    data.id.write_direct_chunk((0, 0), b"".join([*parts, deflater.flush()]))
+
+
+def png_head(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(bytes(99)))
+
+
+def picture(name: str, content: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.mkdir()
+        (path / name).write_bytes(content)
+
+    return write
+
+
+def folder_with(make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.mkdir()
+        make(path / "a.png")
+
+    return write
+
+
+DATA: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "a pickle in an archive": (
+        "evil.npz", lambda p: savez(p, samples=np.array([[Unpickled(p.with_name("unpickled"))]], dtype=object)),
+    ),
+    "a pickle called an archive": (
+        "evil.npz", lambda p: p.write_bytes(pickle.dumps(Unpickled(p.with_name("unpickled")))),
+    ),
+    "a zip bomb": ("evil.npz", lambda p: np.savez_compressed(p, np.zeros((10**7, 10), np.uint8))),
+    "a zip bomb that lies about its size": ("evil.npz", lying_about_its_size),
+    "an array beyond all bounds": ("evil.npz", lambda p: member(p, head("(1000000000, 1000000000)"))),
+    "an array of 8000 digits": ("evil.npz", lambda p: member(p, head(f"({'9' * 4000}, {'9' * 4000})"))),
+    "a head without end": ("evil.npz", lambda p: member(p, "-" * 9000 + "1")),
+    "a head of brackets": ("evil.npz", lambda p: member(p, "(" * 9000)),
+    "a name that moves the cursor": (
+        "evil.npz", lambda p: member(p, head("(2, 2)", "|O"), bytes(32), f"{ESCAPING}.npy"),
+    ),
+    "an archive that is a pipe": ("evil.npz", os.mkfifo),
+    "an archive that is a device": ("evil.npz", lambda p: p.symlink_to("/dev/zero")),
+    "an archive of noise": ("evil.npz", lambda p: p.write_bytes(np.random.default_rng(0).bytes(10**5))),
+    "a soft link": ("evil.h5", in_hdf5(lambda f: f.update({"x": np.zeros((2, 2)), "samples": h5py.SoftLink("/x")}))),
+    "a link into another file": (
+        "evil.h5", in_hdf5(lambda f: f.update({"samples": h5py.ExternalLink("canary.h5", "/secret")})),
+    ),
+    "an array in another file": ("evil.h5", in_hdf5(canary_outside)),
+    "an array made of another file": ("evil.h5", in_hdf5(canary_mapped)),
+    "a terabyte never written": ("evil.h5", in_hdf5(lambda f: f.create_dataset("samples", (10**6, 10**6), "u1"))),
+    "a terabyte never written, in pieces": (
+        "evil.h5", in_hdf5(lambda f: f.create_dataset("samples", (10**6, 10**6), "u1", chunks=(1000, 1000))),
+    ),
+    "a piece of a gigabyte": ("evil.h5", in_hdf5(piece_of_a_gigabyte)),
+    "references": ("evil.h5", in_hdf5(lambda f: f.create_dataset("samples", (2, 2), h5py.ref_dtype))),
+    "a name in HDF5 that moves the cursor": (
+        "evil.h5", in_hdf5(lambda f: f.update({ESCAPING: h5py.SoftLink("/x")})),
+    ),
+    "an HDF5 file that is a pipe": ("evil.h5", os.mkfifo),
+    "a picture of 2500 megapixels": ("evil", picture("a.png", png_head(50000, 50000))),
+    "a picture of 100 megapixels": ("evil", picture("a.png", png_head(10000, 10000))),
+    "a picture that is a pipe": ("evil", folder_with(os.mkfifo)),
+    "a picture that is a device": ("evil", folder_with(lambda p: p.symlink_to("/dev/zero"))),
+    "a picture that is a program": ("evil", picture("a.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n(canary.txt) run\n")),
+    "a picture that is another file": ("evil", folder_with(lambda p: p.symlink_to(p.parents[1] / "canary.txt"))),
+    "a picture's name that moves the cursor": ("evil", picture(f"{ESCAPING}.png", b"")),
+    "a table that is another file": ("evil.csv", lambda p: p.symlink_to(p.with_name("canary.txt"))),
+    "a table of one endless line": ("evil.csv", lambda p: p.write_bytes(b"1," * 10**7)),
+    "a table whose names move the cursor": ("evil.csv", lambda p: p.write_text(f"a,{ESCAPING}\n1,2\n")),
+    "a table whose fields move the cursor": ("evil.csv", lambda p: p.write_text(f"a,b\n1,{ESCAPING}\n")),
+    "a table of a terabyte of nothing": ("evil.csv", lambda p: (p.touch(), os.truncate(p, 2**40))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_crafted_data_is_refused(name: str, tmp_path: Path) -> None:
+    file, make = DATA[name]
+    working_folder(tmp_path)
+    (tmp_path / "canary.txt").write_text(CANARY * 64)
+    with h5py.File(tmp_path / "canary.h5", "w") as other:
+        other["secret"] = np.frombuffer((CANARY * 64).encode(), np.float32)[:64].reshape(16, 4)
+    make(tmp_path / file)
+    command = "check" if len(name) % 2 else "train"
+    code, seconds, megabytes, torch, said = lvkam(
+        tmp_path, command, "nist_config.ini", *settings(f"TRAINING.dataset={file}"), *(
+            ["--output", "run"] if command == "train" else []),
+    )  # fmt: skip
+    assert code == 2, said
+    assert len(said.strip().splitlines()) == 1, said
+    assert said.startswith(f"error: nist_config.ini: [TRAINING] dataset = {file}: {file}"), said
+    # what a table holds is quoted where it is no number, for its owner alone: it is his file
+    assert file == "evil.csv" or CANARY not in said
+    assert said.strip().isprintable()
+    assert not torch
+    assert seconds < SECONDS
+    assert megabytes < MEGABYTES
+    assert not (tmp_path / "unpickled").exists()
+    assert not (tmp_path / "run").exists()
+    report("crafted data refused", 1)
+    report("seconds, the slowest refusal of data", round(seconds, 2))
+    report("MB, the largest refusal of data", round(megabytes))
