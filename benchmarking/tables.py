@@ -48,7 +48,7 @@ class Mixture(NamedTuple):
             np.log(weight) + multivariate_normal(mean, root @ root.T).logpdf(x)
             for weight, mean, root in zip(*self, strict=True)
         ]
-        return logsumexp(parts, axis=0)
+        return np.asarray(logsumexp(parts, axis=0))
 
 
 def area_under_curve(low: np.ndarray, high: np.ndarray) -> float:
@@ -86,7 +86,7 @@ def main() -> None:
         log_p, error = scores(run / "ckpt.h5", folder / "table.npz", folder / "rows.csv", count)
         log_p_outliers, _ = scores(run / "ckpt.h5", folder / "outliers.npz", folder / "outliers.csv", count)
     truth = mixture.log_density(held_out)
-    gaussian = multivariate_normal(train.mean(0), np.cov(train.T)).logpdf(held_out)
+    gaussian = multivariate_normal(train.mean(0), np.cov(train.T)).logpdf(held_out)  # pyright: ignore
     true_outliers = mixture.log_density(outliers)
     rows: list[Row] = [
         {"density": name, "held-out log p (nats a row)": round(float(held.mean()), 3), "AUC of outliers": auc}

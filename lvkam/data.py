@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lvkam.readers import SPLITS, WHOLE, DataError, Rows, read_idx
+from lvkam.errors import DataError
+from lvkam.formats import read_idx
+from lvkam.readers import SPLITS, WHOLE, Rows
 from lvkam.sources import SOURCES, arrays_of, find
 from lvkam.standardisation import Standardisation
 

@@ -14,9 +14,8 @@ from lvkam.model import LVKAM
 from lvkam.objectives import Objective, ThermodynamicIntegration
 from lvkam.optimizers import memory_needed
 from lvkam.plots import MOST_IMAGES, pair_plot, save_image_grid
-from lvkam.readers import DataError
 from lvkam.run_folder import check_files, check_folder, default_folder, results_in
-from lvkam.sources import arrays_of, files_of, find, is_path, verify
+from lvkam.sources import arrays_of, check_bytes, files_of, find, is_path
 from lvkam.univariate import CHUNK as FEATURES
 from lvkam.writing import write_atomically
 
@@ -68,10 +67,8 @@ def describe_data(name: str, picture: Path, data_dir: Path | None = None, *, ove
     described: dict[str, str] = {}
     for file in () if is_path(name) else files_of(name):
         path = find(name, file, data_dir)
-        verified = verify(name, file, path)
-        if verified is False:
-            raise DataError(f"{path}: has other bytes than the published {file}: remove it, and it is fetched anew")
-        described[file] = f"{path}, {'no checksum of it is published' if verified is None else 'verified'}"
+        verified = check_bytes(name, file, path)
+        described[file] = f"{path}, {'verified' if verified else 'no checksum of it is published'}"
     arrays = arrays_of(name, data_dir)
     for split, rows in arrays.items():
         size = "x".join(map(str, rows.shape[1:]))

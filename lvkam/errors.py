@@ -7,5 +7,13 @@ class InputError(ValueError):
     """Bad input: the message alone says what is wrong and what is allowed; nothing has been written."""
 
 
+class DataError(InputError):
+    """Data that cannot be had or read; one message says what is missing or wrong."""
+
+    def __init__(self, message: str):
+        # names within files, and those of images, may be made to move the cursor
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
+
 class FailureError(Exception):
     """Something that was to be done has failed while running; the message says what."""

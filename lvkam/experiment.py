@@ -32,12 +32,11 @@ from lvkam.checkpoint import Checkpoint, CheckpointError, problem_of, write_chec
 from lvkam.config import Config, ConfigError
 from lvkam.data import Dataset, TooFewImagesError, load_dataset
 from lvkam.descent import FunctionOptimizer
-from lvkam.hdf5 import HDF5Error
+from lvkam.errors import DataError
 from lvkam.interruption import Interrupted, Interruption
 from lvkam.model import LVKAM
 from lvkam.plots import save_loss_curve
 from lvkam.progress import EpochRecord, TrainingState
-from lvkam.readers import DataError
 from lvkam.resumption import resume_point
 from lvkam.run_folder import (
     OUTCOMES,
@@ -68,7 +67,7 @@ def load_config_dataset(config: Config, data_dir: Path | None = None) -> Dataset
         key = {"train": "N_train", "test": "N_test"}[error.split]
         message = f"at most {error.available}, the {error.split} {error.what} of {settings.dataset}"
         raise ConfigError([config.problem("TRAINING", key, message)]) from error
-    except (DataError, HDF5Error) as error:
+    except DataError as error:
         raise dataset_error(config, error) from error
     if dataset.standardisation is not None:
         problems = [
@@ -180,7 +179,9 @@ class _Run:
         self.data_sha256 = np.frombuffer(images.digest(), np.uint8)
         before = None if saved is None else bool(saved.training["training/compiled"])
         if saved is not None and (saved.training["training/data_sha256"] != self.data_sha256).any():
-            raise DataError(f"{folder}: {dataset.name}: these are not the images that the run has been trained with")
+            raise DataError(
+                f"{folder}: {dataset.name}: these are not the {dataset.what} that the run has been trained with"
+            )
         self.not_compiled = choose_compilation(config, device, before)
         data_dim = math.prod(dataset.image_shape)
         self.model = assemble_model(config, data_dim, compiled=self.not_compiled is None).to(device)

@@ -19,6 +19,7 @@ from lvkam.build import load_checkpoint
 from lvkam.checkpoint import Checkpoint
 from lvkam.config import Config
 from lvkam.data import Samples, load_samples
+from lvkam.errors import DataError
 from lvkam.evidence import (
     PARTICLES,
     REPETITIONS,
@@ -28,7 +29,6 @@ from lvkam.evidence import (
 )
 from lvkam.experiment import draw_samples
 from lvkam.plots import temperatures_figure
-from lvkam.readers import DataError
 from lvkam.run_folder import OutputError, check_files, save_samples
 from lvkam.sections import ThermodynamicConfig
 from lvkam.sources import is_path

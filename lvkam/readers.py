@@ -9,11 +9,9 @@ Letters: N images or rows, H x W pixels, C channels, D columns.
 from __future__ import annotations
 
 import csv
-import gzip
 import math
 import struct
 import sys
-import tokenize
 import warnings
 import zipfile
 import zlib
@@ -26,14 +24,13 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from lvkam.errors import InputError
+from lvkam.errors import DataError, InputError
+from lvkam.formats import LARGEST_ARRAY, damage
 from lvkam.hdf5 import HDF5Error, describe_array, names_of_arrays, open_hdf5, read_rows
 
 if TYPE_CHECKING:
     import h5py
 
-LARGEST_ARRAY = 2**32
-"""Bytes of an array in a file."""
 LARGEST_TABLE = 2**30
 """Bytes of a text file."""
 LARGEST_FACTOR, SMALL = 200, 2**24
@@ -54,14 +51,6 @@ SPLITS, WHOLE = ("train", "test"), "samples"
 
 MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "?"}
 """What tables write where a value is missing."""
-
-
-class DataError(InputError):
-    """Data that cannot be had or read; one message says what is missing or wrong."""
-
-    def __init__(self, message: str):
-        # names within files, and those of images, may be made to move the cursor
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class Rows(NamedTuple):
@@ -157,28 +146,11 @@ def _named(chosen: Sequence[str], rows_of: Callable[[str], Rows]) -> dict[str, R
     return {name if len(chosen) > 1 else WHOLE: rows_of(name) for name in chosen}
 
 
-@contextmanager
-def _damage(path: Path, what: str) -> Iterator[None]:
-    """What libraries raise on a broken file, in one message."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say of it too
-            yield
-    except InputError:
-        raise
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, LookupError, struct.error,
-            ArithmeticError, AttributeError, SyntaxError, tokenize.TokenError) as error:  # fmt: skip
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: {what} ({reason:.200})") from error
-
-
 # NumPy's archives
 
 
 def _npz_arrays(path: Path) -> dict[str, Rows]:
-    with _damage(path, "no readable .npz file"), zipfile.ZipFile(path) as archive:
+    with damage(path, "no readable .npz file"), zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         if other := next((name for name in archive.namelist() if not name.endswith(".npy")), None):
             raise DataError(f"{path}: holds {other:.80}, which is no array")
@@ -211,7 +183,7 @@ def _npz_rows(path: Path, archive: zipfile.ZipFile, name: str) -> Rows:
 
     def read(first: int, last: int) -> np.ndarray:
         row = size // max(1, shape[0])
-        with _damage(path, f"damaged: {name}"), zipfile.ZipFile(path) as again, again.open(f"{name}.npy") as content:
+        with damage(path, f"damaged: {name}"), zipfile.ZipFile(path) as again, again.open(f"{name}.npy") as content:
             content.seek(start + (0 if by_columns else first * row))
             count = size if by_columns else (last - first) * row
             raw = content.read(count)
@@ -431,110 +403,3 @@ _READERS: dict[str, Callable[[Path], dict[str, Rows]]] = {
     ".hdf5": _hdf5_arrays,
     ".csv": _csv_arrays,
 }
-
-
-# the formats of data sets known by name
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """Read an idx file of bytes, plain or gzip; no more than its header announces.
-
-    Raises:
-        DataError: not such a file, or one cut short.
-    """
-    try:
-        with path.open("rb") as raw:
-            zipped = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if zipped else path.open("rb") as file:
-            head = file.read(4)
-            if len(head) < 4 or head[:2] != b"\0\0":
-                raise DataError(f"{path}: not an idx file (it begins with {head!r})")
-            if head[2] != 8:
-                raise DataError(f"{path}: idx type 0x{head[2]:02x}; only unsigned bytes (0x08) are images")
-            if not 1 <= head[3] <= 4:
-                raise DataError(f"{path}: an idx file of {head[3]} dimensions")
-            sizes = file.read(4 * head[3])
-            if len(sizes) < 4 * head[3]:
-                raise DataError(f"{path}: cut short within its header")
-            shape = struct.unpack(f">{head[3]}I", sizes)
-            expected = math.prod(shape)
-            if expected > LARGEST_ARRAY:
-                raise DataError(f"{path}: its header announces {expected} bytes, more than 4 GiB")
-            content = file.read(expected + 1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(content) != expected:
-        found = "more" if len(content) > expected else f"only {len(content)}"
-        raise DataError(f"{path}: its header announces {expected} bytes, it holds {found}")
-    return np.frombuffer(content, np.uint8).reshape(shape).copy()
-
-
-def read_cifar(path: Path) -> np.ndarray:
-    """Images of a batch of CIFAR10's binary version, (N, 32, 32, 3): a label and 3 x 32 x 32 bytes each.
-
-    Raises:
-        DataError: not such a file.
-    """
-    size, side = 1 + 3 * 32 * 32, 32
-    with _damage(path, "no readable batch of CIFAR10"):
-        if path.stat().st_size > LARGEST_ARRAY:
-            raise DataError(f"{path}: more than 4 GiB")
-        content = np.fromfile(path, np.uint8)
-    if not len(content) or len(content) % size:
-        raise DataError(f"{path}: {len(content)} bytes, which is no multiple of {size}: no batch of CIFAR10's images")
-    records = content.reshape(-1, size)
-    if (records[:, 0] > 9).any():
-        raise DataError(f"{path}: holds labels above 9: no batch of CIFAR10's images")
-    return np.ascontiguousarray(records[:, 1:].reshape(-1, 3, side, side).transpose(0, 2, 3, 1))
-
-
-def read_svhn(path: Path) -> np.ndarray:
-    """Images of a split of SVHN, (N, 32, 32, 3), from a MATLAB file (version 5) whose X is (32, 32, 3, N).
-
-    Not by SciPy, whose reader takes the types in a file for granted: one flipped bit can end the process.
-
-    Raises:
-        DataError: not such a file.
-    """
-    with _damage(path, "no readable MATLAB file"):
-        if path.stat().st_size > LARGEST_ARRAY:
-            raise DataError(f"{path}: more than 4 GiB")
-        content = memoryview(path.read_bytes())
-        order = {b"IM": "<", b"MI": ">"}.get(bytes(content[126:128]))
-        if order is None:
-            raise DataError(f"{path}: not a MATLAB file of version 5")
-        for packed, element in _mat_elements(content[128:], order):
-            kind, body = packed, element
-            if packed == _MAT_COMPRESSED:
-                inflated = zlib.decompressobj().decompress(element, max(SMALL, LARGEST_FACTOR * len(element)))
-                ((kind, body),) = _mat_elements(memoryview(inflated), order)
-            (_, flags), (_, sides), (_, name), *data = _mat_elements(body, order)
-            if kind == _MAT_MATRIX and bytes(name) == b"X" and len(sides) == 16:
-                shape = tuple(np.frombuffer(sides, f"{order}i4").tolist())
-                numbers = struct.unpack_from(f"{order}I", flags)[0] & 0xFF
-                if numbers != _MAT_UINT8_ARRAY or shape[:3] != (32, 32, 3) or [k for k, _ in data] != [_MAT_UINT8]:
-                    break
-                images = np.frombuffer(data[0][1], np.uint8).reshape(shape, order="F")
-                return np.ascontiguousarray(images.transpose(3, 0, 1, 2))
-    raise DataError(f"{path}: holds no X of bytes (32, 32, 3, N), as SVHN's files do")
-
-
-_MAT_UINT8, _MAT_MATRIX, _MAT_COMPRESSED, _MAT_UINT8_ARRAY = 2, 14, 15, 9
-"""Types of elements of MATLAB's files, and the class of an array of bytes."""
-
-
-def _mat_elements(content: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
-    """Type and bytes of one element after another."""
-    place = 0
-    while place < len(content):
-        kind, size = struct.unpack_from(f"{order}II", content, place)
-        start = place + 8
-        if kind >> 16:  # a small one: its size, and up to four bytes, within eight
-            kind, size, start = kind & 0xFFFF, kind >> 16, place + 4
-        if size > len(content) - start:
-            raise EOFError("cut short")
-        yield kind, content[start : start + size]
-        padding = 0 if kind == _MAT_COMPRESSED else -(start + size) % 8
-        place = start + size + padding

@@ -190,12 +190,12 @@ def save_samples(
         picture: the PNG file, a grid of images or a pair plot; by default `path` with the ending .png.
     """
     if standardisation is None:
-        samples = np.clip(samples.reshape(-1, *image_shape), 0, 1)
+        samples = np.clip(samples.reshape(-1, *image_shape), 0, 1).astype(np.float32)
     else:
         samples = standardisation.restore(samples)
 
     def fill(file: h5py.File) -> None:
-        file["samples"] = samples.astype(np.float32)
+        file["samples"] = samples
         if latents is not None:
             file["latents"] = latents.astype(np.float32)
 

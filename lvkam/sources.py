@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from lvkam.config import Config, ConfigError
-from lvkam.errors import InputError
-from lvkam.readers import DataError, Rows, in_memory, own_arrays, read_cifar, read_idx, read_svhn
+from lvkam.errors import DataError, InputError
+from lvkam.formats import read_cifar, read_idx, read_svhn
+from lvkam.readers import Rows, in_memory, own_arrays
 from lvkam.writing import write_atomically
 
 
@@ -41,6 +42,8 @@ class Source:
     mirrors: tuple[str, ...] = ()
     archive: str | None = None
     """What mirrors offer instead of the files in it; its checksum is of its bytes as they are."""
+    is_trusting: bool = False
+    """Whether `read` is for verified bytes only, from wherever they come."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Split -> the file of its labels."""
 
@@ -95,6 +98,7 @@ SOURCES = {
             "test_32x32.mat": "md5:eb5a983be6a315427106f1b164d9cef3",
         },
         ("http://ufldl.stanford.edu/housenumbers/",),
+        is_trusting=True,
     ),
 }
 
@@ -150,14 +154,16 @@ def arrays_of(name: str, data_dir: Path | None = None) -> dict[str, Rows]:
         return own_arrays(Path(name))
     source = _source(name)
     return {
-        split: in_memory(_read_images(source, [find(name, file, data_dir) for file in files]))
+        split: in_memory(_read_images(name, source, {file: find(name, file, data_dir) for file in files}))
         for split, files in source.images.items()
     }
 
 
-def _read_images(source: Source, paths: list[Path]) -> np.ndarray:
+def _read_images(name: str, source: Source, paths: Mapping[str, Path]) -> np.ndarray:
     parts = []
-    for path in paths:
+    for file, path in paths.items():
+        if source.is_trusting:
+            check_bytes(name, file, path)
         parts.append(images := source.read(path))
         if images.ndim not in {3, 4}:
             raise DataError(f"{path}: holds an array of {images.ndim} dimensions, not images")
@@ -186,10 +192,16 @@ def find(name: str, file: str, data_dir: Path | None = None) -> Path:
     return _download(name, source, file, places)
 
 
-def verify(name: str, file: str, path: Path) -> bool | None:
-    """Whether a file of a data set has the published bytes; None where no checksum of it is published."""
+def check_bytes(name: str, file: str, path: Path) -> bool:
+    """Compare a file of a data set with the published checksum; False where none of it is published.
+
+    Raises:
+        DataError: it has other bytes.
+    """
     expected = SOURCES[name].checksums.get(file)
-    return None if expected is None else _checksum(path, expected) == expected
+    if expected is not None and _checksum(path, expected) != expected:
+        raise DataError(f"{path}: has other bytes than the published {file}: remove it, and it is fetched anew")
+    return expected is not None
 
 
 def _source(name: str) -> Source:

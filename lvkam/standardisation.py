@@ -51,8 +51,8 @@ class Standardisation:
             return ((table - self.mean) / self.std).astype(np.float32)
 
     def restore(self, standardised: np.ndarray) -> np.ndarray:
-        """The reverse, as far as float32 goes: (N, D) -> (N, D), float32."""
-        return (standardised * self.std + self.mean).astype(np.float32)
+        """The reverse: (N, D) -> (N, D), float64, for what is far from zero has its spread in the last digits."""
+        return standardised.astype(np.float64) * self.std + self.mean
 
     @property
     def log_volume(self) -> float:

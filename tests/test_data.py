@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from lvkam import data
-from lvkam.data import DataError, TooFewImagesError, load_dataset, load_labels, load_samples
+from lvkam.data import TooFewImagesError, load_dataset, load_labels, load_samples
+from lvkam.errors import DataError
 from lvkam.sources import IDX_IMAGES
 from lvkam.standardisation import Standardisation
 

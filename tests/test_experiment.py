@@ -35,9 +35,10 @@ from lvkam.build import (
 )
 from lvkam.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 from lvkam.config import ConfigError, parse_config
-from lvkam.data import DataError, Dataset, load_dataset
+from lvkam.data import Dataset, load_dataset
 from lvkam.descent import LBFGS
 from lvkam.description import describe_run
+from lvkam.errors import DataError
 from lvkam.experiment import run_experiment
 from lvkam.inference import sample_checkpoint
 from lvkam.interruption import Interrupted

@@ -15,7 +15,8 @@ from PIL import Image
 
 from lvkam.build import load_model
 from lvkam.checkpoint import CheckpointError
-from lvkam.data import DataError, load_dataset
+from lvkam.data import load_dataset
+from lvkam.errors import DataError
 from lvkam.evidence import annealed_log_evidence, importance_log_evidence
 from lvkam.experiment import run_experiment
 from lvkam.inference import evaluate_checkpoint, plot_temperatures, sample_checkpoint

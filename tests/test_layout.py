@@ -26,6 +26,7 @@ FLOORS = {
     "lvkam.config": 1,
     "lvkam.univariate": 1,
     "lvkam.hdf5": 1,
+    "lvkam.formats": 1,
     "lvkam.readers": 2,
     "lvkam.checkpoint": 2,
     "lvkam.run_folder": 2,
@@ -92,8 +93,8 @@ def test_floors_0_to_4_and_the_whole_stay_small() -> None:
     # 1,500 was the aim before there were fast paths beside the plain ones, annealing, and functions to search along
     assert sum(lines[path] for path in mathematics) <= 2480
     # 5,000 is the aim, missed since a run can be taken up again to the bit and a checkpoint is trusted in nothing, and
-    # by seven more optimisers and four line searches
-    assert sum(lines.values()) <= 7350
+    # by seven more optimisers, four line searches, files of one's own that are trusted in nothing, and the matrix
+    assert sum(lines.values()) <= 9200
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.stem}")

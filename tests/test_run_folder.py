@@ -216,14 +216,14 @@ def test_latents_are_left_out_and_the_grid_goes_where_asked(tmp_path: Path) -> N
 
 def test_rows_are_restored_and_not_clipped(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    mean, std = np.array([1e-9, -2.5, 1e6]), np.array([1e-7, 700.0, 0.5])
+    mean, std = np.array([1e-9, -2.5, 1.7e9]), np.array([1e-7, 700.0, 0.5])  # the last: seconds since 1970
     standardised = rng.standard_normal((40, 3)).astype(np.float32)
     save_samples(tmp_path / "a.h5", standardised, (3,), Standardisation(("a", "$b", "c"), mean, std))
     with h5py.File(tmp_path / "a.h5") as file:
         assert list(file) == ["samples"]
         found = np.asarray(file["samples"])
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, standardised.astype(float) * std + mean, rtol=1e-6, atol=1e-14)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose((found - mean) / std, standardised, rtol=1e-6, atol=1e-6)
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.format == "PNG"
 

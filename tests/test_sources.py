@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -17,25 +18,27 @@ import numpy as np
 import pooch
 import pytest
 import requests
+import scipy.io
 
 from lvkam import sources
 from lvkam.config import SPLIT_SIZES, ConfigError, parse_config
 from lvkam.data import load_dataset, load_labels
-from lvkam.readers import DataError, read_idx
+from lvkam.errors import DataError
+from lvkam.formats import read_idx
 from lvkam.sources import (
     IDX_IMAGES,
     IDX_LABELS,
     SOURCES,
     arrays_of,
+    check_bytes,
     check_dataset,
     check_own,
     files_of,
     find,
     is_path,
-    verify,
 )
 from tests.conftest import idx
-from tests.test_readers import cifar
+from tests.test_formats import cifar
 
 SHIPPED = Path(sources.__file__).parent / "datasets"
 (IMAGES,), LABELS = IDX_IMAGES["train"], IDX_LABELS["train"]
@@ -94,7 +97,7 @@ def test_bytes_are_the_published_ones(name: str, data_dir: Path) -> None:
         path = folder / "raw" / f"{name}.gz"
         digest = hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest()
         assert SOURCES[data_set].checksums[name] == f"sha256:{digest}"
-        assert verify(data_set, name, path) is True
+        assert check_bytes(data_set, name, path)
 
 
 def test_other_bytes_are_not_taken_for_the_published_ones(tmp_path: Path) -> None:
@@ -105,10 +108,15 @@ def test_other_bytes_are_not_taken_for_the_published_ones(tmp_path: Path) -> Non
         (gzip.compress(content)[:-5], False), (b"", False),
     ):  # fmt: skip
         path.write_bytes(changed)
-        assert verify("MNIST", LABELS, path) is verdict
-    assert verify("MNIST", IMAGES, path) is False
+        if verdict:
+            assert check_bytes("MNIST", LABELS, path)
+        else:
+            with pytest.raises(DataError, match=f"{LABELS}: has other bytes than the published {LABELS}"):
+                check_bytes("MNIST", LABELS, path)
+    with pytest.raises(DataError, match="has other bytes"):
+        check_bytes("MNIST", IMAGES, path)
     # of what is in an archive, none is published
-    assert verify("CIFAR10", "data_batch_1.bin", path) is None
+    assert not check_bytes("CIFAR10", "data_batch_1.bin", path)
 
 
 def test_every_data_set_has_its_files_and_checksums() -> None:
@@ -153,15 +161,23 @@ def test_cifar_is_read_from_a_folder_batch_after_batch(folder: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("folder", ["SVHN", "."])
-def test_svhn_is_read_from_a_folder(folder: str, tmp_path: Path) -> None:
-    import scipy.io
-
-    images = {}
+def test_svhn_is_read_from_a_folder_if_its_bytes_are_right(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, checksums = {}, {}
     (tmp_path / folder).mkdir(exist_ok=True)
     for seed, (split, count) in enumerate((("train", 6), ("test", 4))):
         images[split] = np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         content = {"X": images[split].transpose(1, 2, 3, 0), "y": np.ones((count, 1), np.uint8)}
-        scipy.io.savemat(tmp_path / folder / f"{split}_32x32.mat", content, do_compression=True)
+        path = tmp_path / folder / f"{split}_32x32.mat"
+        scipy.io.savemat(path, content, do_compression=True)
+        checksums[path.name] = f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}"
+    with pytest.raises(DataError) as caught:  # these are none of the published ones: SciPy never sees them
+        load_dataset("SVHN", 6, 4, data_dir=tmp_path)
+    path = tmp_path / folder / "train_32x32.mat"
+    message = f"{path}: has other bytes than the published train_32x32.mat: remove it, and it is fetched anew"
+    assert str(caught.value) == message
+    monkeypatch.setitem(SOURCES, "SVHN", dataclasses.replace(SOURCES["SVHN"], checksums=checksums))
     found = load_dataset("SVHN", 6, 4, data_dir=tmp_path)
     assert found.image_shape == (32, 32, 3)
     for split, x in (("train", found.train), ("test", found.test)):
