@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.interpolate import BSpline
+from scipy.stats import kstest
 from torch.optim import Optimizer
 
 import lvkam
@@ -859,13 +860,18 @@ def test_rows_are_written_in_their_own_units(tmp_path: Path) -> None:
     np.testing.assert_allclose(arrays["data/mean"], mean, rtol=1e-12)
     np.testing.assert_allclose(arrays["data/std"], std, rtol=1e-12)
     real = h5_arrays(folder / "real_images.h5")["samples"]
-    assert (real.shape, real.dtype) == ((30, 3), np.float32)
+    assert (real.shape, real.dtype) == ((30, 3), np.float64)
     np.testing.assert_allclose(real, table[:30], rtol=1e-5, atol=1e-5)
     rng = random_stream(1, "generation")
     model = load_model(folder / "ckpt.h5")
-    drawn = torch.cat([model.sample(20, rng) for _ in range(2)])[:30].double().numpy()
+    drawn = torch.cat([model.sample(20, rng) for _ in range(100)]).double().numpy()
+    many, _ = sample_checkpoint(folder / "ckpt.h5", 2000, tmp_path / "many.h5")
+    # the noise of the likelihood, whose standard deviation is 0.5 in those of the columns
+    noise = ((h5_arrays(many)["samples"] - mean) / std - drawn) / 0.5
+    assert kstest(noise.ravel(), "norm").pvalue > 1e-3
+    np.testing.assert_allclose(np.corrcoef(np.hstack((noise, drawn)).T)[:3], np.eye(3, 6), atol=0.1)
     generated = h5_arrays(folder / "generated_images.h5")["samples"]
-    np.testing.assert_allclose(generated, drawn * std + mean, rtol=1e-6, atol=1e-4)
+    np.testing.assert_array_equal(generated, h5_arrays(many)["samples"][:30])
     for name in ("real_images.png", "generated_images.png"):
         with Image.open(folder / name) as picture:
             assert picture.format == "PNG"
