@@ -34,7 +34,7 @@ class Mixture(NamedTuple):
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> Mixture:
-        """Centres three times as far apart as the components are wide, these being 1.6 times as long as thick."""
+        """Standard deviations from 0.5 to 1.2 along turned axes, centres of standard deviation 2."""
         turns = np.linalg.qr(rng.normal(size=(COMPONENTS, DIMENSIONS, DIMENSIONS)))[0]
         roots = turns * rng.uniform(0.5, 1.2, (COMPONENTS, 1, DIMENSIONS))
         return cls(np.array([0.4, 0.3, 0.2, 0.1]), rng.normal(0, 2, (COMPONENTS, DIMENSIONS)), roots)
