@@ -44,6 +44,10 @@ class CommaList(click.ParamType):
               help="Seeds.")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True,
               help="Cells at a time; the threads are divided among them.")  # fmt: skip
+@click.option("--num-images", type=click.IntRange(1), default=1000, show_default=True,
+              help="Test images to evaluate each model with.")  # fmt: skip
+@click.option("--num-samples", type=click.IntRange(2), default=20000, show_default=True,
+              help="Prior samples to evaluate it by.")  # fmt: skip
 @device_option
 @data_dir_option
 @click.pass_obj
@@ -57,6 +61,8 @@ def command(
     temps: list[int],
     seeds: list[int] | None,
     jobs: int,
+    num_images: int,
+    num_samples: int,
     device: str | None,
     data_dir: Path | None,
 ) -> None:
@@ -74,7 +80,10 @@ def command(
     options = [] if device is None else ["--device", device]
     if data_dir is not None:
         options += ["--data-dir", str(data_dir)]
-    rows = run_matrix(cells, output, jobs=jobs, options=options, data_dir=data_dir, say=tell, interruption=interruption)
+    rows = run_matrix(
+        cells, output, jobs=jobs, options=options, num_images=num_images, num_samples=num_samples, data_dir=data_dir,
+        say=tell, interruption=interruption,
+    )  # fmt: skip
     click.echo(as_markdown(rows), nl=False)
     if failed := sum(row["Status"] != "done" for row in rows):
         raise FailureError(f"{failed} of {len(rows)} cells; the same command tries them again")

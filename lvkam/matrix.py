@@ -105,6 +105,8 @@ def run_matrix(
     *,
     jobs: int = 1,
     options: Sequence[str] = (),
+    num_images: int = 1000,
+    num_samples: int = 20000,
     data_dir: Path | None = None,
     say: Callable[[str], None],
     interruption: Interruption,
@@ -116,6 +118,8 @@ def run_matrix(
         output: folder of the summary.
         jobs: cells at a time; each gets its share of the threads.
         options: further ones for `lvkam train`.
+        num_images: of the test split, to evaluate each model with; of data of one's own at most `N_test`.
+        num_samples: of the prior, for that.
         data_dir: where to look for the data first.
         say: takes a line of text for the user.
         interruption: signals; running cells are saved before they are obeyed.
@@ -154,7 +158,12 @@ def run_matrix(
     rows = []
     for cell in tqdm(cells, desc="evaluating", unit="cell", leave=False, disable=not sys.stderr.isatty()):
         interruption.check()
-        rows.append(_row(cell, failures.get(cell.key), data_dir))
+        if cell.key in failures:
+            rows.append(_row(cell, failures[cell.key]))
+        else:
+            checkpoint = read_checkpoint(cell.folder / "ckpt.h5")
+            evaluation = _evaluated(cell, checkpoint, num_images, num_samples, data_dir)
+            rows.append(_row(cell, "done", checkpoint, evaluation))
     _write_summary(cells, rows, output)
     return rows
 
@@ -165,40 +174,38 @@ def _is_finished(cell: Cell) -> bool:
     return is_finished(read_checkpoint(cell.folder / "ckpt.h5").progress, cell.config.training)
 
 
-def _row(cell: Cell, failure: str | None, data_dir: Path | None) -> dict[str, str]:
-    prior, dataset, method, seed = cell.key
+def _row(cell: Cell, status: str, checkpoint: Checkpoint | None = None, evaluation: Any = None) -> dict[str, str]:
     row = dict.fromkeys(COLUMNS, "")
-    row |= {"Prior": prior, "Data": dataset, "Method": method, "Seed": str(seed), "Folder": str(cell.folder)}
-    if failure is not None:
-        return row | {"Status": failure}
-    checkpoint = read_checkpoint(cell.folder / "ckpt.h5")
-    found, progress = _evaluated(cell, checkpoint, data_dir), checkpoint.progress
-    # a signal may fall between batches: so by images seen, not by epochs
+    row |= dict(zip(COLUMNS, map(str, cell.key), strict=False)) | {"Status": status, "Folder": str(cell.folder)}
+    if checkpoint is None:
+        return row
+    progress = checkpoint.progress
     seen = progress.epoch * cell.config.training.num_train
     return row | {
-        "Test NLL (nats)": f"{found['nll_nats']:.3f}",
-        "Standard Error": f"{found['nll_stderr']:.3f}",
+        "Test NLL (nats)": f"{evaluation['nll_nats']:.3f}",
+        "Standard Error": f"{evaluation['nll_stderr']:.3f}",
         "Time (s)": f"{progress.seconds:.0f}",
         "Images/s": f"{seen / progress.seconds:.0f}",
-        "Status": "done",
     }
 
 
-def _evaluated(cell: Cell, checkpoint: Checkpoint, data_dir: Path | None) -> dict[str, Any]:
-    """The object of `lvkam evaluate --json`, kept beside the checkpoint as long as that does not change."""
-    kept = cell.folder / "evaluation.json"
-    if kept.exists():
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        if found["iteration"] == checkpoint.iteration:
-            return found
-    held_out = None  # of a data set known by name the first of its test split, however few the training looks at
+def _evaluated(
+    cell: Cell, checkpoint: Checkpoint, num_images: int, num_samples: int, data_dir: Path | None
+) -> dict[str, Any]:
+    """The object of `lvkam evaluate --json`, kept beside the checkpoint as long as neither changes."""
+    kept, held_out = cell.folder / "evaluation.json", None
     if is_path(cell.config.training.dataset):
         dataset = load_config_dataset(cell.config, data_dir)
         held_out = Samples(dataset.test, dataset.image_shape, dataset.scaling)
-    found = evaluate_checkpoint(cell.folder / "ckpt.h5", data_dir=data_dir, data=held_out)
-    found["iteration"] = checkpoint.iteration
+        num_images = min(num_images, len(dataset.test))
+    of = {"iteration": checkpoint.iteration, "num_images": num_images, "num_samples": num_samples}
+    if kept.exists():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if {name: found[name] for name in of} == of:
+            return found
+    found = evaluate_checkpoint(cell.folder / "ckpt.h5", num_images, num_samples, data_dir=data_dir, data=held_out)
     with write_atomically(kept) as temporary:
-        temporary.write_text(json.dumps(found, indent=2), encoding="utf-8")
+        temporary.write_text(json.dumps(found | of, indent=2), encoding="utf-8")
     return found
 
 

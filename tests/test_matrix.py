@@ -64,7 +64,10 @@ def test_a_size_that_the_file_gives_is_kept_and_a_wrong_value_told() -> None:
 
 def run(cells: list[Cell], output: Path, jobs: int = 2) -> tuple[list[dict[str, str]], list[str]]:
     said: list[str] = []
-    return run_matrix(cells, output, jobs=jobs, say=said.append, interruption=Interruption()), said
+    rows = run_matrix(
+        cells, output, jobs=jobs, num_images=100, num_samples=2000, say=said.append, interruption=Interruption()
+    )
+    return rows, said
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,7 @@ def test_each_cell_is_the_run_that_it_would_be_by_itself(
             for path in ours:
                 if not path.endswith(("seconds", "log")):
                     np.testing.assert_array_equal(theirs[path], ours[path])
-        found = evaluate_checkpoint(alone / "ckpt.h5")
+        found = evaluate_checkpoint(alone / "ckpt.h5", 100, 2000)
         assert row["Test NLL (nats)"] == f"{found['nll_nats']:.3f}"
         assert row["Standard Error"] == f"{found['nll_stderr']:.3f}"
         assert row["Status"] == "done"
@@ -151,8 +154,12 @@ def test_a_cell_that_fails_is_told_and_stops_no_other(tmp_path: Path) -> None:
 
 def test_the_command_stops_at_a_signal_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "x.ini").write_text("", encoding="utf-8")
-    settings = [word for value in (*small_overrides(), "TRAINING.N_epochs=400") for word in ("--set", value)]
-    options = ["--priors", "gaussian", "--datasets", "MNIST", "--temps", "0", "--seeds", "3"]
+    settings = [
+        word
+        for value in (*small_overrides(), "TRAINING.N_epochs=400", "TRAINING.compile=false")
+        for word in ("--set", value)
+    ]
+    options = ["--priors", "gaussian", "--datasets", "MNIST", "--temps", "0", "--seeds", "3", "--num-samples", "1000"]
     command = [sys.executable, "-m", "lvkam_cli", "experiments", "x.ini", *settings, *options]
     folder = tmp_path / "experiments" / "Vanilla" / "gaussian" / "MNIST_3"
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:

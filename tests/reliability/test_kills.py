@@ -190,7 +190,7 @@ PHASES = {
         "fit_coefficients",
         "saved in run/ckpt.h5; the same command",
     ),
-    "generation": ("lvkam.experiment", "draw_images", "saved in run/ckpt.h5; the same command"),
+    "generation": ("lvkam.experiment", "draw_samples", "saved in run/ckpt.h5; the same command"),
 }
 SLOWLY = """
 import importlib, sys, time
