@@ -56,10 +56,11 @@ def command(
         checkpoint, num_images, num_samples, seed, data_dir,
         estimator=estimator, num_temps=num_temps, moves=moves, data=data, per_image=per_image, overwrite=overwrite,
     )  # fmt: skip
+    what = summary["what"]
     if summary["images_not_to_trust"] > summary["num_images"] / 100:
         remedy = "--estimator annealed, or more --num-samples" if estimator == "importance" else "more --num-samples"
         click.echo(
-            f"warning: {summary['images_not_to_trust']} of {summary['num_images']} images have an effective sample "
+            f"warning: {summary['images_not_to_trust']} of {summary['num_images']} {what}s have an effective sample "
             f"size under {LOWEST_SAMPLE_SIZE}, too low to trust the estimate or its error; try {remedy}",
             err=True,
         )
@@ -67,13 +68,14 @@ def command(
         click.echo(json.dumps(summary, indent=2))
         return
     total = summary["num_samples"] * summary["num_repetitions"]
-    click.echo(f"test NLL               {summary['nll_nats']:.3f} +- {summary['nll_stderr']:.3f} nats an image")
+    named, article = "NLL     " if data else "test NLL", "an" if what == "image" else "a"
+    click.echo(f"{named:<23}{summary['nll_nats']:.3f} +- {summary['nll_stderr']:.3f} nats {article} {what}")
     click.echo(f"bits per dimension     {summary['bits_per_dim']:.4f}")
     click.echo(f"effective sample size  {summary['effective_sample_size']:.1f} of {total} ({estimator})")
     if summary["acceptance"] is not None:
         click.echo(f"accepted moves         {100 * summary['acceptance']:.0f} %, at {num_temps} temperatures")
-    click.echo(f"data                   {summary['num_images']} of {summary['data']}")
-    click.echo("On average the estimate is an upper bound, by about half the squared standard errors of the images.")
+    click.echo(f"data                   {summary['num_images']} of {summary['data']}; {summary['values']}")
+    click.echo(f"On average the estimate is an upper bound, by about half the squared standard errors of the {what}s.")
     if summary["likelihood"] == "bernoulli":
         click.echo("On grey values the Bernoulli log-likelihood is a cross-entropy: it does not compare")
         click.echo("with densities of discretised data.")

@@ -68,6 +68,8 @@ def command(
 ) -> None:
     """Train a matrix of models and compare them: by default the reference's, in eight cells.
 
+    Images are resized to 14x14, as there, unless the file says how (img_resize).
+
     Stop it whenever you like: the same command skips what is finished and goes on with the rest. The summary goes to
     standard output, and to summary.csv, summary.md and summary.png in the folder.
     """
@@ -76,12 +78,10 @@ def command(
     from lvkam.experiment import tell
     from lvkam.matrix import as_markdown, plan_cells, run_matrix
 
-    cells = plan_cells(resolved, output, priors, datasets, temps, seeds or [resolved.training.seed])
-    options = [] if device is None else ["--device", device]
-    if data_dir is not None:
-        options += ["--data-dir", str(data_dir)]
+    counts = list(dict.fromkeys(0 if number <= 1 else number for number in temps))  # 1 is importance sampling too
+    cells = plan_cells(resolved, output, priors, datasets, counts, seeds or [resolved.training.seed])
     rows = run_matrix(
-        cells, output, jobs=jobs, options=options, num_images=num_images, num_samples=num_samples, data_dir=data_dir,
+        cells, output, jobs=jobs, device=device, num_images=num_images, num_samples=num_samples, data_dir=data_dir,
         say=tell, interruption=interruption,
     )  # fmt: skip
     click.echo(as_markdown(rows), nl=False)

@@ -4,7 +4,7 @@
     /prior/mixture_logits  (Q, P)
     /prior/layers/<n>/     grid (I, G+1+2k)  coef (I, O, K)  w_base (I, O)  w_spline (I, O)  [bandwidth ()]
     /generator/layers/<n>/ the same
-    /data/                 of a table: mean (D)  std (D), its columns' standardisation; their names: attr columns, lines
+    /data/                 of a table: mean (D)  std (D), its columns' standardisation; their names: attr columns
     /training/optimizer/   the optimiser's state, an array for each of its quantities under each parameter's path
     /training/progress/    `TrainingState`: counts, sums, random numbers, the log
     /training/             compiled (), on_gpu (), threads (), data_sha256 (32): what the run was trained with
@@ -41,7 +41,7 @@ from lvkam.hdf5 import (
 )
 from lvkam.progress import TrainingState
 from lvkam.sections import UnivariateConfig
-from lvkam.standardisation import Standardisation
+from lvkam.standardisation import LARGEST, Standardisation, default_names
 
 FORMAT = "lvkam-checkpoint"
 FORMAT_VERSION = 1
@@ -193,7 +193,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     }
     arrays = {name: np.asarray(a, order="C") for name, a in {**checkpoint.arrays, **checkpoint.training}.items()}
     if (of_table := checkpoint.standardisation) is not None:
-        attributes["columns"] = "\n".join(of_table.columns)
+        named = of_table.columns != default_names(len(of_table.columns))
+        attributes["columns"] = "\n".join(of_table.columns) if named else ""
         arrays |= {"data/mean": of_table.mean, "data/std": of_table.std}
     digests = {name: digest(array) for name, array in arrays.items()}
 
@@ -277,10 +278,11 @@ def _read(path: Path, file: h5py.File) -> Checkpoint:
 
 
 def _standardisation(path: Path, columns: str, arrays: Mapping[str, np.ndarray]) -> Standardisation:
-    names = tuple(columns.split("\n"))
-    if len(names) != len(arrays["data/mean"]) or not (arrays["data/std"] > 0).all():
-        raise CheckpointError(f"{path}: damaged: no standardisation of its {len(arrays['data/mean'])} columns")
-    return Standardisation(names, arrays["data/mean"], arrays["data/std"])
+    mean, std = arrays["data/mean"], arrays["data/std"]
+    names = tuple(columns.split("\n")) if columns else default_names(len(mean))
+    if len(names) != len(mean) or not ((np.abs(mean) < LARGEST) & (std > 1 / LARGEST) & (std < LARGEST)).all():
+        raise CheckpointError(f"{path}: damaged: no standardisation of its {len(mean)} columns")
+    return Standardisation(names, mean, std)
 
 
 def problem_of(name: str, array: np.ndarray) -> str | None:
@@ -289,6 +291,12 @@ def problem_of(name: str, array: np.ndarray) -> str | None:
         return f"{name} holds numbers that are not finite"
     if name.endswith("/grid") and not (np.diff(array) > 0).all():
         return f"{name} holds knots that do not increase"
+    if (
+        name.startswith("training/optimizer/")
+        and name.endswith("/step")
+        and not (array >= 0 and array == np.round(array))
+    ):
+        return f"{name} holds {array}, which is no count"
     if name.endswith("/bandwidth") and array <= 0:
         return f"{name} holds {array}, which is not greater than 0"
     return None

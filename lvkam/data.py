@@ -25,6 +25,7 @@ RESIZE_CHUNK = 4096
 """Images that are resized at a time, to bound the memory."""
 CHANNELS = (1, 3)
 """Grey or colour."""
+_LARGEST_OF_TYPE = {"u1": 255, "u2": 65535}
 
 
 class TooFewImagesError(DataError):
@@ -138,6 +139,7 @@ def load_samples(
     data_dir: Path | None = None,
     standardisation: Standardisation | None = None,
     split: Literal["train", "test"] = "test",
+    skip: int = 0,
 ) -> Samples:
     """The first images, or rows, of a split, or of data in one piece.
 
@@ -148,6 +150,7 @@ def load_samples(
         data_dir: where to look first for a data set known by name.
         standardisation: of the table that the model was trained with, or None if that was images.
         split: where there are two.
+        skip: how many to leave out first of data in one piece.
 
     Raises:
         DataError: as `load_dataset`; or a table where images are expected, or the reverse.
@@ -158,16 +161,21 @@ def load_samples(
     if rows.is_table != (standardisation is not None):
         what = ("images", "a table") if standardisation is None else ("a table", "images")
         raise DataError(f"{name}: holds {what[1]}, the model was trained with {what[0]}")
-    _check_number(name, split, rows, rows.shape[0], count or 1)
-    values = _read(name, rows, count or rows.shape[0])
+    skip = 0 if split in arrays else skip
+    _check_number(name, split, rows, rows.shape[0] - skip, count or 1)
+    values = _read(name, rows, count or rows.shape[0] - skip, skip)
     if standardisation is None:
-        return _unit_images(name, (values,), resize)[0]
+        return _without_first(skip, _unit_images(name, (values,), resize)[0])
     if values.shape[1] != len(standardisation.columns):
         raise DataError(f"{name}: has {values.shape[1]} columns, the model {len(standardisation.columns)}")
     if rows.names and rows.columns != standardisation.columns:
         names = ", ".join(standardisation.columns)
         raise DataError(f"{name}: its columns are {', '.join(rows.columns):.200}, the model's {names:.200}")
-    return _standardised(name, values, standardisation)
+    return _without_first(skip, _standardised(name, values, standardisation))
+
+
+def _without_first(number: int, samples: Samples) -> Samples:
+    return samples._replace(scaling=f"{samples.scaling}; without the first {number}") if number else samples
 
 
 def load_labels(name: str, split: str, count: int, data_dir: Path | None = None) -> Tensor:
@@ -187,15 +195,15 @@ def _check_number(name: str, split: str, rows: Rows, available: int, asked: int)
         raise TooFewImagesError(name, split, max(0, available), asked, "rows" if rows.is_table else "images")
 
 
-def _read(where: str, rows: Rows, count: int) -> np.ndarray:
-    """The first images, or rows as float64; raises DataError if a value of them is not finite."""
-    values = rows.read(0, count)
+def _read(where: str, rows: Rows, count: int, first: int = 0) -> np.ndarray:
+    """Images, or rows as float64, from one on; raises DataError if a value of them is not finite."""
+    values = rows.read(first, first + count)
     if rows.is_table:
-        return checked_table(where, values, rows.columns)
+        return checked_table(where, values, rows.columns, first)
     if values.dtype.kind == "f":
         finite = np.isfinite(values).reshape(count, -1).all(1)
         if not finite.all():
-            bad = int(np.flatnonzero(~finite)[0])
+            bad = first + int(np.flatnonzero(~finite)[0])
             raise DataError(f"{where}: image {bad} (counted from 0) holds a value that is not finite")
     return values
 
@@ -236,8 +244,10 @@ def _unit_scale(name: str, parts: Sequence[np.ndarray]) -> tuple[float, float, s
         return 0.0, 255.0, "values divided by 255"
     low, high = min(part.min().item() for part in parts), max(part.max().item() for part in parts)
     integers = all(part.dtype.kind in "iu" for part in parts)
+    # the type decides where it can, so that dark images stay dark
+    least = max(_LARGEST_OF_TYPE.get(part.dtype.str[1:], 0) for part in parts) if high > 1 else 0
     for largest in (1, 255, 65535) if integers else (1, 255):
-        if low >= 0 and high <= largest:
+        if low >= 0 and max(high, least) <= largest:
             return 0.0, float(largest), f"values divided by {largest}" if largest > 1 else "values as they are"
     if not integers and low >= -1 and high <= 1:
         return -1.0, 2.0, "values brought from [-1, 1] to [0, 1]"
@@ -258,8 +268,8 @@ def _resized(images: Tensor, size: tuple[int, int] | None) -> Tensor:
 # tables
 
 
-def checked_table(name: str, table: np.ndarray, columns: tuple[str, ...]) -> np.ndarray:
-    """A table as float64, (N, D).
+def checked_table(name: str, table: np.ndarray, columns: tuple[str, ...], first: int = 0) -> np.ndarray:
+    """A table as float64, (N, D); `first` is the number of its first row in the file.
 
     Raises:
         DataError: a value is missing or infinite; its column is named.
@@ -269,7 +279,9 @@ def checked_table(name: str, table: np.ndarray, columns: tuple[str, ...]) -> np.
     if len(bad):
         row, column = bad[0]
         what = "has no value" if np.isnan(table[row, column]) else "is infinite"
-        raise DataError(f"{name}: the column {columns[column]} {what} in row {row} (counted from 0); fill or drop it")
+        raise DataError(
+            f"{name}: the column {columns[column]} {what} in row {row + first} (counted from 0); fill or drop it"
+        )
     return table
 
 

@@ -270,6 +270,8 @@ class LBFGS(FunctionOptimizer):
         rows = [k % memory for k in range(max(0, count - memory), count)]  # the oldest pair first
         pairs = [(self.changes[k], self.differences[k]) for k in rows]
         curvatures = [torch.dot(s, y).item() for s, y in pairs]
+        if not all(curvature > 0 for curvature in curvatures):
+            raise FloatingPointError("a remembered pair of L-BFGS has no curvature")
         direction, factors = -gradient, []
         for (s, y), curvature in zip(reversed(pairs), reversed(curvatures), strict=True):
             factors.append(torch.dot(s, direction).item() / curvature)

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import functools
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -88,7 +89,8 @@ def evaluate_checkpoint(
     if num_images is None and (data is None or (isinstance(data, str) and not is_path(data))):
         num_images = ESTIMATORS[estimator][0]
     checkpoint, config, model = load_checkpoint(path)
-    x = _load_test(path, checkpoint, config, data, num_images, data_dir).x
+    loaded = _load_test(path, checkpoint, config, data, num_images, data_dir)
+    x = loaded.x
     rng = random_stream(checkpoint.seed if seed is None else seed, "evaluation")
     shown = sys.stderr.isatty()
     if estimator == "importance":
@@ -116,6 +118,8 @@ def evaluate_checkpoint(
         "estimator": estimator,
         "likelihood": config.generator.likelihood,
         "data": data if isinstance(data, str) else f"{checkpoint.dataset}, the first of the test split",
+        "values": loaded.scaling,
+        "what": "image" if of_table is None else "row",
     }
 
 
@@ -130,15 +134,21 @@ def _load_test(
     """The first images or rows of the data given, or of the test split of the checkpoint's own data set."""
     if data is None and is_path(checkpoint.dataset):
         # a checkpoint may come from anybody: it does not decide which files are opened
-        raise DataError(f"{path}: its model was trained with files of somebody's own: name the data with --data")
+        raise DataError(f"{path}: its model was trained with files of one's own: name the data with --data")
     if isinstance(data, Samples):
         found = data._replace(x=data.x[:count])
     else:
         name, resize = data or checkpoint.dataset, config.training.img_resize
-        found = load_samples(name, count, resize, data_dir, checkpoint.standardisation)
+        # of the file that it was trained with, if that is in one piece, what it has not seen
+        seen = config.training.num_train if is_path(name) and _is_same(name, checkpoint.dataset) else 0
+        found = load_samples(name, count, resize, data_dir, checkpoint.standardisation, skip=seen)
     if found.shape != checkpoint.image_shape:
         raise DataError(f"{path}: its model is of images {checkpoint.image_shape}, not {found.shape}")
     return found
+
+
+def _is_same(name: str, other: str) -> bool:
+    return os.path.realpath(name) == os.path.realpath(other)
 
 
 def _write_per_image(path: Path, evidence: Evidence, what: str) -> None:

@@ -7,10 +7,13 @@ again, so that the whole can be stopped at any time.
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,9 @@ from typing import Any
 import h5py
 from tqdm import tqdm
 
+from lvkam.build import check_optimizer_memory, choose_compilation, choose_device
 from lvkam.checkpoint import Checkpoint, read_checkpoint
-from lvkam.config import Config, parse_config
+from lvkam.config import Config, ConfigError, parse_config
 from lvkam.data import Samples
 from lvkam.experiment import load_config_dataset
 from lvkam.inference import evaluate_checkpoint
@@ -27,11 +31,13 @@ from lvkam.interruption import Interrupted, Interruption
 from lvkam.plots import collage
 from lvkam.processes import Command, run_side_by_side
 from lvkam.resumption import resume_point
-from lvkam.run_folder import RUN_FILES
+from lvkam.run_folder import RUN_FILES, OutputError
 from lvkam.sections import write_value
 from lvkam.sources import check_dataset, is_path
 from lvkam.training import is_finished
 from lvkam.writing import write_atomically
+
+SUMMARY = ("summary.csv", "summary.md", "summary.png")
 
 REFERENCE_SIZE = (14, 14)
 """What the reference's main script resizes images to."""
@@ -80,8 +86,9 @@ def plan_cells(
 
     Raises:
         ConfigError: a value is not allowed, or contradicts the others; or its data cannot be read.
+        OutputError: two cells would have the same folder.
     """
-    cells = []
+    cells: dict[Path, Cell] = {}
     for prior, dataset, num_temps, seed in itertools.product(priors, datasets, temperatures, seeds):
         values = {
             "MIX_PRIOR.π_0": prior,
@@ -94,9 +101,10 @@ def plan_cells(
         changed = [f"{key}={write_value(value)}" for key, value in values.items()]
         cell = Cell(parse_config(config.to_ini(), config.source, changed), output)
         check_dataset(cell.config)
-        name = f"{Path(dataset).absolute().stem}_{seed}"
-        cells.append(replace(cell, folder=output / cell.method / prior / name))
-    return cells
+        cell = replace(cell, folder=output / cell.method / prior / f"{Path(dataset).absolute().stem}_{seed}")
+        if (other := cells.setdefault(cell.folder, cell)) is not cell:
+            raise OutputError(f"{cell.folder}: would be the folder of two cells, {other.key} and {cell.key}")
+    return list(cells.values())
 
 
 def run_matrix(
@@ -104,7 +112,7 @@ def run_matrix(
     output: Path,
     *,
     jobs: int = 1,
-    options: Sequence[str] = (),
+    device: str | None = None,
     num_images: int = 1000,
     num_samples: int = 20000,
     data_dir: Path | None = None,
@@ -117,7 +125,7 @@ def run_matrix(
         cells: of `plan_cells`.
         output: folder of the summary.
         jobs: cells at a time; each gets its share of the threads.
-        options: further ones for `lvkam train`.
+        device: name of a torch device, as for `run_experiment`.
         num_images: of the test split, to evaluate each model with; of data of one's own at most `N_test`.
         num_samples: of the prior, for that.
         data_dir: where to look for the data first.
@@ -128,12 +136,12 @@ def run_matrix(
         The rows of `summary.csv`.
 
     Raises:
-        InputError: a cell's folder holds another run; nothing was run.
+        InputError: a cell's data, device or optimiser cannot be had, its folder holds another run, or the folder
+            another's summary; nothing was run.
         WriteError: the summary cannot be written.
         Interrupted: by a signal.
     """
-    for cell in cells:  # before any work
-        resume_point(cell.folder, cell.config, say=lambda _: None)
+    _check_cells(cells, output, device, data_dir)
     left = [cell for cell in cells if not _is_finished(cell)]
     say(f"{len(cells)} cells, {len(cells) - len(left)} of them finished already")
     commands = []
@@ -144,6 +152,9 @@ def run_matrix(
             temporary.write_text(cell.config.to_ini(), encoding="utf-8")
         # as a command of its own, so that threads can be divided and a crash takes no other cell along
         train = (sys.executable, "-m", "lvkam_cli", "train", str(written))
+        options = [] if device is None else ["--device", device]
+        if data_dir is not None:
+            options += ["--data-dir", str(data_dir)]
         commands.append(Command(str(cell), (*train, "--output", str(cell.folder), "--resume", *options)))
     try:
         outcomes = run_side_by_side(commands, jobs, say, interruption)
@@ -151,21 +162,47 @@ def run_matrix(
         stop.add_note("the running cells are saved; the same command goes on")
         raise
     failures = {
-        cell.key: f"failed: {outcome.last_line or f'exit status {outcome.exit_status}'}"
+        cell.folder: f"failed: {outcome.last_line or f'exit status {outcome.exit_status}'}"
         for cell, outcome in zip(left, outcomes, strict=True)
         if outcome.exit_status
     }
     rows = []
     for cell in tqdm(cells, desc="evaluating", unit="cell", leave=False, disable=not sys.stderr.isatty()):
         interruption.check()
-        if cell.key in failures:
-            rows.append(_row(cell, failures[cell.key]))
+        if cell.folder in failures:
+            rows.append(_row(cell, failures[cell.folder]))
         else:
             checkpoint = read_checkpoint(cell.folder / "ckpt.h5")
-            evaluation = _evaluated(cell, checkpoint, num_images, num_samples, data_dir)
+            evaluation = _evaluated(cell, num_images, num_samples, data_dir)
             rows.append(_row(cell, "done", checkpoint, evaluation))
     _write_summary(cells, rows, output)
     return rows
+
+
+def _check_cells(cells: Sequence[Cell], output: Path, device: str | None, data_dir: Path | None) -> None:
+    """Everything that would end a cell is found before the first one begins, and told at once."""
+    summary = output / "summary.csv"
+    theirs = [name for name in SUMMARY if (output / name).exists()]
+    if theirs and not (summary.is_file() and summary.read_bytes().startswith(",".join(COLUMNS).encode())):
+        raise OutputError(f"{output}: holds {', '.join(theirs)} of something else; give --output for another folder")
+    problems: dict[str, None] = {}  # in order, each once
+    for data in {cell.config.training.dataset: cell for cell in cells}.values():
+        try:
+            dataset = load_config_dataset(data.config, data_dir)
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+            continue
+        for cell in cells:
+            if cell.config.training.dataset == data.config.training.dataset:
+                try:
+                    check_optimizer_memory(cell.config, math.prod(dataset.image_shape))
+                    chosen = choose_device(device, cell.config.training.use_gpu)
+                    if resume_point(cell.folder, cell.config, say=lambda _: None) is None:
+                        choose_compilation(cell.config, chosen)
+                except ConfigError as error:
+                    problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ConfigError(list(problems))
 
 
 def _is_finished(cell: Cell) -> bool:
@@ -179,8 +216,9 @@ def _row(cell: Cell, status: str, checkpoint: Checkpoint | None = None, evaluati
     row |= dict(zip(COLUMNS, map(str, cell.key), strict=False)) | {"Status": status, "Folder": str(cell.folder)}
     if checkpoint is None:
         return row
-    progress = checkpoint.progress
-    seen = progress.epoch * cell.config.training.num_train
+    progress, training = checkpoint.progress, cell.config.training
+    # the last epoch may have been cut short
+    seen = progress.epoch * training.num_train + min(progress.batches * training.batch_size, training.num_train)
     return row | {
         "Test NLL (nats)": f"{evaluation['nll_nats']:.3f}",
         "Standard Error": f"{evaluation['nll_stderr']:.3f}",
@@ -189,19 +227,20 @@ def _row(cell: Cell, status: str, checkpoint: Checkpoint | None = None, evaluati
     }
 
 
-def _evaluated(
-    cell: Cell, checkpoint: Checkpoint, num_images: int, num_samples: int, data_dir: Path | None
-) -> dict[str, Any]:
-    """The object of `lvkam evaluate --json`, kept beside the checkpoint as long as neither changes."""
+def _evaluated(cell: Cell, num_images: int, num_samples: int, data_dir: Path | None) -> dict[str, Any]:
+    """The object of `lvkam evaluate --json`, kept beside the checkpoint as long as nothing changes."""
     kept, held_out = cell.folder / "evaluation.json", None
     if is_path(cell.config.training.dataset):
         dataset = load_config_dataset(cell.config, data_dir)
         held_out = Samples(dataset.test, dataset.image_shape, dataset.scaling)
         num_images = min(num_images, len(dataset.test))
-    of = {"iteration": checkpoint.iteration, "num_images": num_images, "num_samples": num_samples}
-    if kept.exists():
+    with (cell.folder / "ckpt.h5").open("rb") as file:
+        # a file reads into buffers, which its stub leaves out
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
+    of = {"checkpoint_sha256": digest, "num_images": num_images, "num_samples": num_samples}
+    with suppress(OSError, ValueError):  # there is none yet, or a spoiled one
         found = json.loads(kept.read_text(encoding="utf-8"))
-        if {name: found[name] for name in of} == of:
+        if isinstance(found, dict) and found | of == found:
             return found
     found = evaluate_checkpoint(cell.folder / "ckpt.h5", num_images, num_samples, data_dir=data_dir, data=held_out)
     with write_atomically(kept) as temporary:

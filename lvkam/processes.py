@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -37,12 +40,23 @@ def num_threads() -> int:
     return int(given) if given.isdigit() and int(given) > 0 else len(os.sched_getaffinity(0))
 
 
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """Have the system send SIGTERM to this process when its parent dies."""
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def run_side_by_side(
     commands: Sequence[Command], jobs: int, say: Callable[[str], None], interruption: Interruption
 ) -> list[Outcome]:
     """Run all commands, `jobs` of them at a time; one that fails does not stop the others.
 
-    They have process groups of their own, so that Ctrl-C comes to them by way of this process alone: SIGTERM, once.
+    They have process groups of their own, so that Ctrl-C comes to them by way of this process alone: SIGTERM, once. On
+    Linux they get it too when this process dies, however it does.
 
     Args:
         commands: what to run; what it writes to standard output is not shown.
@@ -74,6 +88,7 @@ def run_side_by_side(
                     process = subprocess.Popen(
                         command.arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                         stderr=subprocess.PIPE, text=True, errors="replace", env=environment, start_new_session=True,
+                        preexec_fn=_end_with_parent,  # noqa: PLW1509 a system call, and no more
                     )  # fmt: skip
                     thread = threading.Thread(target=listen, args=(index, process), daemon=True)
                     thread.start()

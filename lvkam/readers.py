@@ -27,6 +27,7 @@ from tqdm import tqdm
 from lvkam.errors import DataError, InputError
 from lvkam.formats import LARGEST_ARRAY, damage
 from lvkam.hdf5 import HDF5Error, describe_array, names_of_arrays, open_hdf5, read_rows
+from lvkam.standardisation import default_names
 
 if TYPE_CHECKING:
     import h5py
@@ -37,6 +38,8 @@ LARGEST_FACTOR, SMALL = 200, 2**24
 """Compressed arrays may be so many times as large as what the file holds of them, if they are not small (in bytes)."""
 LARGEST_IMAGE = 4096 * 4096
 """Pixels."""
+MOST_COLUMNS = 10**6
+"""Of a table."""
 LONGEST_NAME, LONGEST_NAMES, LONGEST_LINE = 100, 30000, 2**17
 """Characters of a column's name, of all of them, and of the line in which they stand."""
 
@@ -72,7 +75,7 @@ class Rows(NamedTuple):
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of a table's columns, x1 to xD where it has none."""
-        return self.names or tuple(f"x{d}" for d in range(1, self.shape[1] + 1))
+        return self.names or default_names(self.shape[1])
 
 
 def in_memory(array: np.ndarray, names: tuple[str, ...] = ()) -> Rows:
@@ -116,10 +119,12 @@ def _check_head(where: str, rows: Rows) -> None:
         )
     if min(rows.shape) < 1:
         raise DataError(f"{where}: is empty, of shape {rows.shape}")
-    if rows.is_table and (rows.shape[1] > LONGEST_NAMES or len("".join(rows.columns)) > LONGEST_NAMES):
+    if len("\n".join(rows.names)) > LONGEST_NAMES:
         raise DataError(
             f"{where}: the names of its {rows.shape[1]} columns have more than {LONGEST_NAMES} characters in all"
         )
+    if rows.is_table and rows.shape[1] > MOST_COLUMNS:
+        raise DataError(f"{where}: {rows.shape[1]} columns, more than {MOST_COLUMNS}; images are (N, H, W)")
     if (size := math.prod(rows.shape) * rows.dtype.itemsize) > LARGEST_ARRAY:
         raise DataError(f"{where}: announces {size} bytes, more than 4 GiB")
 
@@ -238,32 +243,7 @@ def _hdf5_rows(path: Path, name: str) -> Rows:
 def _csv_arrays(path: Path) -> dict[str, Rows]:
     if path.stat().st_size > LARGEST_TABLE:
         raise DataError(f"{path}: {path.stat().st_size} bytes, more than 1 GiB")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            line = file.readline(LONGEST_LINE + 1)
-            if len(line) > LONGEST_LINE:
-                raise DataError(f"{path}: its first line has more than {LONGEST_LINE} characters")
-            # as many columns as any sign makes of it
-            heads = {sign: next(csv.reader([line], delimiter=sign), []) for sign in ",;\t"}
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    delimiter = max(heads, key=lambda sign: len(heads[sign]))
-    head = heads[delimiter]
-    has_names = not all(_is_number(field) or field.strip().lower() in MISSING for field in head)
-    columns = tuple(f.strip() for f in head) if has_names else tuple(map(str, range(1, len(head) + 1)))
-    if not columns or (has_names and any(_is_number(field) for field in head)):
-        found = line.strip()[:80]
-        raise DataError(f"{path}: its first line must hold numbers, or names of columns, and holds {found!r}")
-    seen: set[str] = set()
-    for index, name in enumerate(columns):
-        if not name or not name.isprintable() or len(name) > LONGEST_NAME or name in seen:
-            raise DataError(
-                f"{path}: the name of column {index + 1} is {ascii(name)[:60]}; must be printable, its own, "
-                f"and no longer than {LONGEST_NAME} characters"
-            )
-        seen.add(name)
+    delimiter, columns, has_names = _csv_head(path)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "loadtxt: input contained no data")
@@ -281,6 +261,49 @@ def _csv_arrays(path: Path) -> dict[str, Rows]:
         told = _first_bad_cell(path, delimiter, has_names, columns)
         raise DataError(told or f"{path}: a value is missing or infinite")
     return {WHOLE: in_memory(table, columns if has_names else ())}
+
+
+def _csv_head(path: Path) -> tuple[str, tuple[str, ...], bool]:
+    """What separates fields, the columns' names (or numbers, from 1), and whether the first line has names."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            line = file.readline(LONGEST_LINE + 1)
+            if len(line) > LONGEST_LINE:
+                raise DataError(f"{path}: its first line has more than {LONGEST_LINE} characters")
+            # as many columns as any sign makes of it
+            heads = {sign: next(csv.reader([line], delimiter=sign), []) for sign in ",;\t"}
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    delimiter = max(heads, key=lambda sign: len(heads[sign]))
+    head = [field.strip() for field in heads[delimiter]]
+    has_names = not all(_is_number(field) or field.lower() in MISSING for field in head)
+    if len(head) > 1 and not head[0] and (has_names or _is_numbering(head[1:])):
+        raise DataError(f"{path}: its first column has no name: if it numbers the rows, leave it out (index=False)")
+    if len(head) > 1 and _is_numbering(head):
+        raise DataError(f"{path}: its first line, {line.strip()[:40]}, numbers the columns: name them, or leave it out")
+    if not head or (has_names and any(map(_is_number, head))):
+        found = line.strip()[:80]
+        raise DataError(
+            f"{path}: its first line must hold numbers (1.5, and not 1,5), or names of columns, and holds {found!r}"
+        )
+    if not has_names:
+        return delimiter, tuple(str(d) for d in range(1, len(head) + 1)), False
+    seen: set[str] = set()
+    for index, name in enumerate(head):
+        if not name or not name.isprintable() or len(name) > LONGEST_NAME or name in seen:
+            raise DataError(
+                f"{path}: the name of column {index + 1} is {ascii(name)[:60]}; must be printable, its own, "
+                f"and no longer than {LONGEST_NAME} characters"
+            )
+        seen.add(name)
+    return delimiter, tuple(head), True
+
+
+def _is_numbering(head: list[str]) -> bool:
+    """Whether these are the numbers that libraries write where columns have no names."""
+    return any(head == [str(d + first) for d in range(len(head))] for first in (0, 1))
 
 
 def _first_bad_cell(path: Path, delimiter: str, has_names: bool, columns: tuple[str, ...]) -> str | None:

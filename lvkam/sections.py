@@ -200,7 +200,7 @@ class TrainingConfig(Section):
     generation_batch_size: int = _count(64, 1, LARGEST_COUNT, "images generated at a time", "batch_size_for_gen")
     num_epochs: int = _count(10, 1, LARGEST_COUNT, "epochs", "N_epochs")
     use_gpu: bool = _key(True, "use a GPU if there is one")
-    dataset: str = _key("MNIST", "name of the data set", min_length=1)
+    dataset: str = _key("MNIST", "name of the data set, or path of one's own (docs/data.md)", min_length=1)
     update_grid: str = _key("true", "accepted without effect, as in the reference", min_length=1)
     verbose: bool = _key(False, "print loss, gradient norm and grid updates as they happen")
     img_resize: tuple[Side, Side] | None = _key(

@@ -15,6 +15,11 @@ LARGEST = 1e36
 """Mean or standard deviation, so that float32 holds whatever is drawn; the smallest one is its reciprocal."""
 
 
+def default_names(num_columns: int) -> tuple[str, ...]:
+    """x1, x2, ...: of columns that have no names."""
+    return tuple(f"x{d}" for d in range(1, num_columns + 1))
+
+
 @dataclass(frozen=True)
 class Standardisation:
     """The transform of a table; it belongs to the training rows, and travels with the checkpoint."""
@@ -41,7 +46,7 @@ class Standardisation:
                 raise ValueError(f"the column {name} holds numbers too large for single precision: change its unit")
             if not range_ > 1e-12 * abs(first):
                 raise ValueError(f"the column {name} is constant ({first:g} in all {len(table)} rows)")
-            if scale < 1 / LARGEST:
+            if not scale > 1 / LARGEST:
                 raise ValueError(f"the column {name} holds numbers too small for single precision: change its unit")
         return cls(columns, mean, std)
 

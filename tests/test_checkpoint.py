@@ -70,6 +70,8 @@ def example() -> Checkpoint:
         if name.startswith("training/optimizer/"):
             # axes in another order, as the coefficients' are in memory
             training[name] = np.asarray(rng.random(shape[::-1]), dtype).T
+            if name.endswith("/step"):
+                training[name] = np.asarray(123456, dtype)
     # an optimiser's numbers are nobody's but its own: their bits are kept, whatever they mean
     odd = np.array([0.1, -3e38, -0.0, 1e-45, 3e38, -1], np.float32).reshape(3, 2)
     training[f"training/optimizer/{LOGITS}/exp_avg"] = odd
@@ -500,6 +502,8 @@ def test_a_circle_in_a_groups_place_is_told(written: Path) -> None:
         ("prior/layers/0/bandwidth", 0.0, "prior/layers/0/bandwidth holds 0.0, which is not greater than 0"),
         ("prior/layers/0/bandwidth", -2.5, "prior/layers/0/bandwidth holds -2.5, which is not greater than 0"),
         ("prior/layers/0/bandwidth", np.inf, "prior/layers/0/bandwidth holds numbers that are not finite"),
+        (f"training/optimizer/{LOGITS}/step", -3.0, f"training/optimizer/{LOGITS}/step holds -3.0, which is no count"),
+        (f"training/optimizer/{LOGITS}/step", 0.5, f"training/optimizer/{LOGITS}/step holds 0.5, which is no count"),
         ("training/progress/batches", -1, "damaged: a count of its training is too small"),
         ("training/progress/grid_update_period", -1, "damaged: a count of its training is too small"),
         ("training/progress/last_grid_update", -1, "damaged: a count of its training is too small"),

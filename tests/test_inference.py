@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import multivariate_normal
 
+from benchmarking.tables import PRESET, Mixture, area_under_curve, scores
+from lvkam import load_config
 from lvkam.build import load_model
-from lvkam.checkpoint import CheckpointError
+from lvkam.checkpoint import CheckpointError, read_checkpoint
 from lvkam.data import load_dataset
 from lvkam.errors import DataError
 from lvkam.evidence import annealed_log_evidence, importance_log_evidence
@@ -216,7 +219,8 @@ def test_another_unit_changes_the_evidence_by_its_volume_and_nothing_else(
         else:
             run = run_experiment(small_config(*table_overrides(path)), tmp_path / name, say=lambda _: None)
             checkpoint = run / "ckpt.h5"
-        found.append(evaluate_checkpoint(checkpoint, 10, 8, data=str(path), estimator=estimator, num_temps=5))
+        write_table(same := tmp_path / "same.csv", scale=scale)  # all of its rows: of its own file it has seen some
+        found.append(evaluate_checkpoint(checkpoint, 10, 8, data=str(same), estimator=estimator, num_temps=5))
     one, other = found
     assert other["nll_nats"] - one["nll_nats"] == pytest.approx(3 * math.log(factor), abs=1e-5)
     for key in ("nll_stderr", "effective_sample_size", "acceptance", "images_not_to_trust", "num_images"):
@@ -259,7 +263,7 @@ def test_a_checkpoint_does_not_decide_which_files_are_opened(of_table: Path, tmp
     content = path.read_bytes()
     path.unlink()
     os.mkfifo(path)
-    message = r"ckpt\.h5: its model was trained with files of somebody's own: name the data with --data\Z"
+    message = r"ckpt\.h5: its model was trained with files of one's own: name the data with --data\Z"
     try:
         with within(20), pytest.raises(DataError, match=message):
             evaluate_checkpoint(of_table / "ckpt.h5", 1, 10)
@@ -285,3 +289,32 @@ def test_the_transform_is_the_checkpoints_not_the_datas(of_table: Path, tmp_path
     own = Standardisation.of(table, ("length", "width", "$speed$"))
     assert whole["num_images"] == 12
     assert abs(own.log_volume - standardised(table)[1]) > 1e-3  # so that it would be seen
+
+
+def test_of_its_own_file_a_model_is_evaluated_with_what_it_has_not_seen(of_table: Path, tmp_path: Path) -> None:
+    own = read_checkpoint(of_table / "ckpt.h5").dataset
+    found = evaluate_checkpoint(of_table / "ckpt.h5", None, 300, data=own)
+    assert found["num_images"] == 30  # of 230 rows, 200 of which it was trained with
+    assert found["values"] == "columns standardised; without the first 200"
+    lines = Path(own).read_text().splitlines(keepends=True)
+    (rest := tmp_path / "rest.csv").write_text("".join([lines[0], *lines[201:]]))
+    assert evaluate_checkpoint(of_table / "ckpt.h5", None, 300, data=str(rest))["nll_nats"] == found["nll_nats"]
+
+
+def test_a_known_density_is_learnt_and_outliers_have_the_least_evidence(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    mixture = Mixture.random(rng)
+    train, held_out = mixture.sample(4000, rng), mixture.sample(500, rng)
+    np.savez(tmp_path / "t.npz", train=train, test=held_out)
+    np.savez(tmp_path / "o.npz", samples=rng.uniform(train.min(0), train.max(0), (500, 5)))
+    settings = [f"TRAINING.dataset={tmp_path / 't.npz'}", "TRAINING.N_train=4000", "TRAINING.N_test=500",
+                "TRAINING.N_epochs=6", "TRAINING.num_generated_samples=100"]  # fmt: skip
+    run = run_experiment(load_config(PRESET, settings), tmp_path / "run", say=lambda _: None)
+    log_p, _ = scores(run / "ckpt.h5", tmp_path / "t.npz", tmp_path / "t.csv", 4000)
+    outliers, _ = scores(run / "ckpt.h5", tmp_path / "o.npz", tmp_path / "o.csv", 4000)
+    gaussian = multivariate_normal(train.mean(0), np.cov(train.T)).logpdf(held_out)  # pyright: ignore
+    truth = mixture.log_density(held_out).mean()
+    # 0.06 with all rows, 20 epochs and more samples (docs/data.md)
+    assert truth - 0.3 < log_p.mean() < truth
+    assert log_p.mean() > gaussian.mean() + 1
+    assert area_under_curve(outliers, log_p) > 0.95

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lvkam.build import DeviceError
 from lvkam.config import Config, ConfigError
 from lvkam.experiment import run_experiment
 from lvkam.inference import evaluate_checkpoint
 from lvkam.interruption import Interruption
 from lvkam.matrix import COLUMNS, Cell, as_markdown, plan_cells, run_matrix
+from lvkam.run_folder import OutputError
 from tests.conftest import h5_arrays, small_config, small_overrides
 
 QUICK = ("TRAINING.N_epochs=1", "TRAINING.num_generated_samples=40")
@@ -180,3 +182,60 @@ def test_the_command_stops_at_a_signal_and_goes_on(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("| prior | data | method |")
     assert "going on after" in ended.stderr or "finished already" in ended.stderr
+
+
+def test_two_cells_never_share_a_folder(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "d.npz", samples=np.zeros((3, 4, 4), np.uint8))
+    with pytest.raises(OutputError, match=r"d_1: would be the folder of two cells"):
+        plan(small_config(), tmp_path, datasets=[str(tmp_path / name / "d.npz") for name in ("a", "b")])
+    with pytest.raises(OutputError, match="would be the folder of two cells"):
+        plan(small_config(), tmp_path, temps=(0, 1))
+
+
+def test_what_would_end_a_cell_is_told_before_any_begins(tmp_path: Path) -> None:
+    np.savez(tmp_path / "few.npz", samples=np.zeros((30, 7, 7), np.uint8))
+    (tmp_path / "table.csv").write_text("a,b\n" + "".join(f"{i},{i * i}\n" for i in range(300)))
+    datasets = ["MNIST", str(tmp_path / "few.npz"), str(tmp_path / "table.csv")]
+    with pytest.raises(ConfigError) as caught:
+        run(plan(small_config(*QUICK), tmp_path / "out", datasets=datasets), tmp_path / "out")
+    said = "\n".join(caught.value.problems)
+    assert "N_train = 200: must be at most 30" in said
+    assert "likelihood_model = bernoulli: must be l2" in said
+    assert len(caught.value.problems) == len(set(caught.value.problems)) == 4
+    assert not (tmp_path / "out").exists()
+    # a second kind: nothing of that device
+    with pytest.raises(DeviceError, match="--device nowhere"):
+        run_matrix(
+            plan(small_config(*QUICK), tmp_path / "out"), tmp_path / "out", device="nowhere", say=lambda _: None,
+            interruption=Interruption(),
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_summary_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "summary.md").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds summary\.md of something else; give --output for another folder"):
+        run(plan(small_config(*QUICK), tmp_path), tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("summary.md", "mine")]
+
+
+def test_an_evaluation_of_another_state_is_not_taken(
+    done: tuple[Path, list[dict[str, str]], list[str]], tmp_path: Path
+) -> None:
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True)
+    first, second = plan(small_config(*QUICK), tmp_path)
+    kept = first.folder / "evaluation.json"
+    before = kept.read_text(encoding="utf-8")
+    shutil.copy(second.folder / "evaluation.json", kept)  # as if the cell had been trained anew since
+    (second.folder / "evaluation.json").write_text("spoiled", encoding="utf-8")
+    rows, _ = run([first, second], tmp_path)
+    assert [row["Test NLL (nats)"] for row in rows] == [row["Test NLL (nats)"] for row in done[1]]
+    assert kept.read_text(encoding="utf-8") == before
+
+
+def test_images_of_an_epoch_cut_short_count(tmp_path: Path) -> None:
+    config = small_config("TRAINING.N_epochs=50", "TRAINING.max_seconds=0.02", "TRAINING.num_generated_samples=40")
+    rows, _ = run(plan(config, tmp_path, temps=(0,)), tmp_path, jobs=1)
+    assert int(rows[0]["Images/s"]) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -88,3 +89,26 @@ def test_a_signal_ends_those_that_run_and_starts_no_other(number: signal.Signals
     sender.join()
     assert caught.value.number == number
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "0.saved", "1", "1.saved"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_what_runs_is_asked_to_stop_when_the_parent_is_killed(tmp_path: Path) -> None:
+    child = (
+        "import pathlib, signal, sys, time; me = pathlib.Path(sys.argv[1])\n"
+        "def stop(n, _): me.with_suffix('.saved').touch(); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, stop); me.touch(); time.sleep(60)"
+    )
+    parent = (
+        "import sys; from lvkam.interruption import Interruption\n"
+        "from lvkam.processes import Command, run_side_by_side\n"
+        f"run_side_by_side([Command('a', (sys.executable, '-c', {child!r}, sys.argv[1]))], 1, print, Interruption())"
+    )
+    place = tmp_path / "child"
+    with subprocess.Popen([sys.executable, "-c", parent, str(place)]) as process:
+        until = time.monotonic() + 60
+        while not place.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        process.kill()
+    while not place.with_suffix(".saved").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert place.with_suffix(".saved").exists()
