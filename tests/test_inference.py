@@ -308,10 +308,10 @@ def test_a_known_density_is_learnt_and_outliers_have_the_least_evidence(tmp_path
     np.savez(tmp_path / "t.npz", train=train, test=held_out)
     np.savez(tmp_path / "o.npz", samples=rng.uniform(train.min(0), train.max(0), (500, 5)))
     settings = [f"TRAINING.dataset={tmp_path / 't.npz'}", "TRAINING.N_train=4000", "TRAINING.N_test=500",
-                "TRAINING.N_epochs=6", "TRAINING.num_generated_samples=100"]  # fmt: skip
+                "TRAINING.N_epochs=8", "TRAINING.num_generated_samples=100"]  # fmt: skip
     run = run_experiment(load_config(PRESET, settings), tmp_path / "run", say=lambda _: None)
-    log_p, _ = scores(run / "ckpt.h5", tmp_path / "t.npz", tmp_path / "t.csv", 4000)
-    outliers, _ = scores(run / "ckpt.h5", tmp_path / "o.npz", tmp_path / "o.csv", 4000)
+    log_p, _ = scores(run / "ckpt.h5", tmp_path / "t.npz", tmp_path / "t.csv", 5000)
+    outliers, _ = scores(run / "ckpt.h5", tmp_path / "o.npz", tmp_path / "o.csv", 5000)
     gaussian = multivariate_normal(train.mean(0), np.cov(train.T)).logpdf(held_out)  # pyright: ignore
     truth = mixture.log_density(held_out).mean()
     # 0.06 with all rows, 20 epochs and more samples (docs/data.md)
