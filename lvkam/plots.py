@@ -191,7 +191,7 @@ def save_loss_curve(csv_path: Path, png_path: Path) -> None:
     figure, panels = _figure(3)
     curves = (
         (("Train Loss", "Test Loss"), "loss"),
-        (("Test NLL",), "test NLL (nats per image)"),
+        (("Test NLL",), "test NLL (nats)"),
         (("Effective Sample Size",), "effective sample size"),
     )
     for axes, (columns, label) in zip(panels, curves, strict=True):
