@@ -103,10 +103,8 @@ def load_dataset(
     arrays = arrays_of(name, data_dir)
     if WHOLE in arrays:
         rows = arrays[WHOLE]
-        for split, available, asked in (
-            ("train", rows.shape[0], num_train), ("test", rows.shape[0] - num_train, num_test),
-        ):  # fmt: skip
-            _check_number(name, split, rows, available, asked)
+        _check_number(name, "test", rows, rows.shape[0] - 1, num_test)
+        _check_number(name, "train", rows, rows.shape[0] - num_test, num_train)  # which the test ones leave
         train, test = np.split(_read(name, rows, num_train + num_test), [num_train])
     else:
         for split, asked in zip(SPLITS, (num_train, num_test), strict=True):

@@ -844,10 +844,11 @@ def test_what_a_table_needs_is_told_all_at_once(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError) as caught:
         run_experiment(small_config(*table_overrides(path), "TRAINING.N_train=231"), tmp_path / "run")
-    assert caught.value.problems == (f"test: [TRAINING] N_train = 231: must be at most 230, the train rows of {path}",)
+    # the 20 of the test are left out
+    assert caught.value.problems == (f"test: [TRAINING] N_train = 231: must be at most 210, the train rows of {path}",)
     with pytest.raises(ConfigError) as caught:
-        run_experiment(small_config(*table_overrides(path), "TRAINING.N_test=31"), tmp_path / "run")
-    assert caught.value.problems == (f"test: [TRAINING] N_test = 31: must be at most 30, the test rows of {path}",)
+        run_experiment(small_config(*table_overrides(path), "TRAINING.N_test=230"), tmp_path / "run")
+    assert caught.value.problems == (f"test: [TRAINING] N_test = 230: must be at most 229, the test rows of {path}",)
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
 
 

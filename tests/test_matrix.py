@@ -201,7 +201,7 @@ def test_what_would_end_a_cell_is_told_before_any_begins(tmp_path: Path) -> None
     with pytest.raises(ConfigError) as caught:
         run(plan(small_config(*QUICK), tmp_path / "out", datasets=datasets), tmp_path / "out")
     said = "\n".join(caught.value.problems)
-    assert "N_train = 200: must be at most 30" in said
+    assert "N_train = 200: must be at most 10" in said
     assert "likelihood_model = bernoulli: must be l2" in said
     assert len(caught.value.problems) == len(set(caught.value.problems)) == 4
     assert not (tmp_path / "out").exists()
