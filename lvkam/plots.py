@@ -112,6 +112,7 @@ def pair_plot(table: np.ndarray, columns: Sequence[str], mean: np.ndarray, std: 
     FigureCanvasAgg(figure)
     panels = figure.subplots(shown, shown, squeeze=False)
     low, high = mean - SPAN * std, mean + SPAN * std
+    size = min(7.0, max(2.5, 120 / math.sqrt(len(table))))  # few points can be seen, and many told apart
     for row in range(shown):
         for column in range(shown):
             axes = panels[row, column]
@@ -123,7 +124,7 @@ def pair_plot(table: np.ndarray, columns: Sequence[str], mean: np.ndarray, std: 
                 axes.set_xlim(low[row], high[row])
                 axes.set_yticks([])
             else:
-                axes.plot(table[:, column], table[:, row], ".", markersize=2, alpha=0.4, color=BLUE, mew=0)
+                axes.plot(table[:, column], table[:, row], ".", markersize=size, alpha=0.5, color=BLUE, mew=0)
                 axes.set(xlim=(low[column], high[column]), ylim=(low[row], high[row]))
             if row == shown - 1 and column <= row:
                 axes.set_xlabel(_short(columns[column]), fontsize=9)
