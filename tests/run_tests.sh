@@ -11,4 +11,4 @@ bin=.venv/bin
 $bin/ruff check .
 $bin/ruff format --check .
 $bin/basedpyright
-exec $bin/python -m pytest -n auto --maxprocesses 8 "$@"
+exec $bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"

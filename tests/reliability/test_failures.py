@@ -34,6 +34,7 @@ from tests.reliability.harness import (
     outcome,
     report,
     run,
+    scaled,
     start,
     train_command,
     wait_for,
@@ -294,7 +295,7 @@ def test_a_folder_that_vanishes(line: str, tmp_path: Path) -> None:
     report("vanished folders told", 1)
 
 
-@pytest.mark.parametrize("options", [(), ("--resume",)])
+@pytest.mark.parametrize("options", [(), ("--resume",)][: scaled(1, 2)])
 @pytest.mark.parametrize("delay", [0.0, 0.3] * 5 if SOAK else [0.0])
 def test_two_trainings_race_for_a_folder(
     options: tuple[str, ...], delay: float, tmp_path: Path, undisturbed: dict[str, str]
