@@ -33,7 +33,7 @@ from lvkam.processes import Command, run_side_by_side
 from lvkam.resumption import resume_point
 from lvkam.run_folder import RUN_FILES, OutputError
 from lvkam.sections import write_value
-from lvkam.sources import check_dataset, is_path
+from lvkam.sources import is_path
 from lvkam.training import is_finished
 from lvkam.writing import write_atomically
 
@@ -85,7 +85,7 @@ def plan_cells(
     """The cells of the matrix, in this order; images are resized as in the reference if the configuration does not.
 
     Raises:
-        ConfigError: a value is not allowed, or contradicts the others; or its data cannot be read.
+        ConfigError: a value is not allowed, or contradicts the others.
         OutputError: two cells would have the same folder.
     """
     cells: dict[Path, Cell] = {}
@@ -100,7 +100,6 @@ def plan_cells(
             values["TRAINING.img_resize"] = REFERENCE_SIZE
         changed = [f"{key}={write_value(value)}" for key, value in values.items()]
         cell = Cell(parse_config(config.to_ini(), config.source, changed), output)
-        check_dataset(cell.config)
         cell = replace(cell, folder=output / cell.method / prior / f"{Path(dataset).absolute().stem}_{seed}")
         if (other := cells.setdefault(cell.folder, cell)) is not cell:
             raise OutputError(f"{cell.folder}: would be the folder of two cells, {other.key} and {cell.key}")
@@ -186,21 +185,20 @@ def _check_cells(cells: Sequence[Cell], output: Path, device: str | None, data_d
     if theirs and not (summary.is_file() and summary.read_bytes().startswith(",".join(COLUMNS).encode())):
         raise OutputError(f"{output}: holds {', '.join(theirs)} of something else; give --output for another folder")
     problems: dict[str, None] = {}  # in order, each once
-    for data in {cell.config.training.dataset: cell for cell in cells}.values():
+    sizes: dict[str, int | None] = {}  # of the data sets; None of one that cannot be had, which is not tried again
+    for cell in cells:
+        name, chosen = cell.config.training.dataset, choose_device(device, cell.config.training.use_gpu)
         try:
-            dataset = load_config_dataset(data.config, data_dir)
+            if name not in sizes:
+                sizes[name] = None
+                sizes[name] = math.prod(load_config_dataset(cell.config, data_dir).image_shape)
+            if (data_dim := sizes[name]) is None:
+                continue
+            check_optimizer_memory(cell.config, data_dim)
+            if resume_point(cell.folder, cell.config, say=lambda _: None) is None:
+                choose_compilation(cell.config, chosen)
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
-            continue
-        for cell in cells:
-            if cell.config.training.dataset == data.config.training.dataset:
-                try:
-                    check_optimizer_memory(cell.config, math.prod(dataset.image_shape))
-                    chosen = choose_device(device, cell.config.training.use_gpu)
-                    if resume_point(cell.folder, cell.config, say=lambda _: None) is None:
-                        choose_compilation(cell.config, chosen)
-                except ConfigError as error:
-                    problems |= dict.fromkeys(error.problems)
     if problems:
         raise ConfigError(list(problems))
 

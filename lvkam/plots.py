@@ -30,14 +30,14 @@ SPAN = 4
 BLUE = "#0072B2"
 
 
-def _figure(num_panels: int) -> tuple[Figure, np.ndarray]:
-    """A row of panels, drawn without a display."""
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """Panels, (rows, columns), in a figure of a size in inches, drawn without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, num_panels)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def image_grid(images: np.ndarray) -> Image.Image:
@@ -74,17 +74,12 @@ def collage(panels: Sequence[tuple[str, np.ndarray]]) -> Figure:
     Args:
         panels: titles, with images (N, H, W) or (N, H, W, 3), or rows (N, D).
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(3 * columns, 3.3 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in all_axes:
+    figure, all_axes = _figure(rows, columns, (3 * columns, 3.3 * rows))
+    for axes in all_axes.flat:
         axes.set_axis_off()
-    for axes, (title, samples) in zip(all_axes, panels, strict=False):
+    for axes, (title, samples) in zip(all_axes.flat, panels, strict=False):
         axes.set_title(title, fontsize=8)
         if samples.ndim == 2:
             axes.set_axis_on()
@@ -104,13 +99,8 @@ def pair_plot(table: np.ndarray, columns: Sequence[str], mean: np.ndarray, std: 
         mean: (D,), with `std` what the axes span, the same for any samples of one model.
         std: (D,).
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shown, table = min(MOST_COLUMNS, table.shape[1]), table[:MOST_POINTS]
-    figure = Figure(figsize=(1.5 + 1.7 * shown, 1.2 + 1.7 * shown), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(shown, shown, squeeze=False)
+    figure, panels = _figure(shown, shown, (1.5 + 1.7 * shown, 1.2 + 1.7 * shown))
     low, high = mean - SPAN * std, mean + SPAN * std
     size = min(7.0, max(2.5, 120 / math.sqrt(len(table))))  # few points can be seen, and many told apart
     for row in range(shown):
@@ -156,7 +146,7 @@ def temperatures_figure(
     """
     import matplotlib
 
-    figure, panels = _figure(3)
+    figure, (panels,) = _figure(1, 3, (11, 3.4))
     mean = integrand.mean(1)
     for axes, x, label in (
         (panels[0], temperatures, "t"),
@@ -189,7 +179,7 @@ def save_loss_curve(csv_path: Path, png_path: Path) -> None:
     with csv_path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     epochs = [int(row["Epoch"]) for row in rows]
-    figure, panels = _figure(3)
+    figure, (panels,) = _figure(1, 3, (11, 3.4))
     curves = (
         (("Train Loss", "Test Loss"), "loss"),
         (("Test NLL",), "test NLL (nats)"),

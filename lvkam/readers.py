@@ -170,12 +170,12 @@ def _npz_rows(path: Path, archive: zipfile.ZipFile, name: str) -> Rows:
     if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise DataError(f"{path}: {name} is compressed in a way that NumPy does not write")
     with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)  # type: ignore[arg-type]
+        version = np.lib.format.read_magic(member)  # type: ignore[arg-type] of which its stub wants more
         if version not in {(1, 0), (2, 0)}:
             raise DataError(f"{path}: {name}: an array format that lvkam does not read ({version})")
         read_head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         try:
-            shape, by_columns, dtype = read_head(member)  # type: ignore[arg-type]
+            shape, by_columns, dtype = read_head(member)  # type: ignore[arg-type] of which its stub wants more
         except MemoryError as error:  # a head so nested that Python's own parser, which reads it, gives up
             raise DataError(f"{path}: {name}: the head of an array cannot be read") from error
         start = member.tell()
