@@ -29,6 +29,7 @@ from .options import (
 @seed_option
 @device_option
 @data_dir_option
+@click.option("--tensorboard", is_flag=True, help="Write each epoch's figures and samples for TensorBoard too.")
 @click.pass_obj
 def command(
     interruption: Interruption,
@@ -40,6 +41,7 @@ def command(
     seed: int | None,
     device: str | None,
     data_dir: Path | None,
+    tensorboard: bool,
 ) -> None:
     """Train the model of an INI file and write its run folder: losses, checkpoints, images.
 
@@ -65,5 +67,6 @@ def command(
         device=device,
         data_dir=data_dir,
         interruption=interruption,
+        tensorboard=tensorboard,
     )
     click.echo(folder)

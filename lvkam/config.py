@@ -86,7 +86,7 @@ NOT_IMPLEMENTED: dict[tuple[str, str], tuple[Any, ...]] = {
     ("TRAINING", "binarize"): ("static", "dynamic"),
     ("TRAINING", "shard"): ("samples",),
 }
-"""Values that later versions will accept; `_not_implemented` adds those that are ranges."""
+"""Values that later versions will accept."""
 
 SEARCH_ALONG_LINES = ("gd", "cg", "bfgs", "l-bfgs", "newton", "interior-point")
 """Optimisers that use [LINE_SEARCH]."""
@@ -324,8 +324,6 @@ def _not_implemented(config: Config) -> Iterator[tuple[str, str]]:
     for (section, key), values in NOT_IMPLEMENTED.items():
         if getattr(sections[section], SECTIONS[section].fields_by_key()[key][0]) in values:
             yield section, key
-    if config.training.gen_every:
-        yield "TRAINING", "gen_every"
 
 
 def key_table() -> str:
@@ -341,7 +339,6 @@ def key_table() -> str:
             parts.append(f"| `{key}` | {allowed_text(field)} | `{write_value(defaults[key])}` | {field.description} |")
         parts.append("")
     not_yet = [f"`{key} = {write_value(v)}`" for (_, key), values in NOT_IMPLEMENTED.items() for v in values]
-    not_yet += ["`gen_every`"]
     parts.append(f"Accepted by the dialect but refused in this version: {', '.join(not_yet)}.")
     return "\n".join(parts) + "\n"
 

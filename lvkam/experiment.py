@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,6 +36,7 @@ from lvkam.descent import FunctionOptimizer
 from lvkam.errors import DataError
 from lvkam.interruption import Interrupted, Interruption
 from lvkam.model import LVKAM
+from lvkam.monitoring import SHOWN_IMAGES, SHOWN_ROWS, summary_writer, watching
 from lvkam.plots import save_loss_curve
 from lvkam.progress import EpochRecord, TrainingState
 from lvkam.resumption import resume_point
@@ -45,12 +47,13 @@ from lvkam.run_folder import (
     check_folder,
     default_folder,
     locked,
+    picture_of,
     results_in,
     save_samples,
     write_losses,
 )
 from lvkam.sources import dataset_error
-from lvkam.training import Callbacks, is_finished, random_stream, rehearse, train
+from lvkam.training import Callbacks, is_finished, is_out_of_time, random_stream, rehearse, train
 from lvkam.writing import WriteError, write_atomically
 
 
@@ -99,6 +102,7 @@ def run_experiment(
     data_dir: Path | None = None,
     say: Callable[[str], None] = tell,
     interruption: Interruption | None = None,
+    tensorboard: bool = False,
 ) -> Path:
     """Train a configuration from start to end and write its run folder.
 
@@ -114,12 +118,13 @@ def run_experiment(
         data_dir: where to look for the data first.
         say: takes a line of text for the user; standard error by default.
         interruption: listens to the signals already; if None, one of its own does meanwhile.
+        tensorboard: whether to write scalars and samples of each epoch for TensorBoard, into `tensorboard/` there.
 
     Returns:
         The run folder.
 
     Raises:
-        InputError: bad configuration, data, folder or device; nothing was written.
+        InputError: bad configuration, data, folder or device, or no TensorBoard; nothing was written.
         FloatingPointError: a loss, gradient or energy is not finite.
         WriteError: a file could not be written; the last checkpoint is intact.
         Interrupted: by a signal; its notes say what was saved.
@@ -135,6 +140,8 @@ def run_experiment(
         try:
             # before anything is written; under the lock once more, where it may have changed
             check_folder(folder, overwrite or resume)
+            if tensorboard:
+                summary_writer()
             chosen = choose_device(device, config.training.use_gpu)
             dataset = load_config_dataset(config, data_dir)
             check_optimizer_memory(config, math.prod(dataset.image_shape))
@@ -147,7 +154,7 @@ def run_experiment(
             with locked(folder, say):
                 check_folder(folder, overwrite or resume)
                 saved = resume_point(folder, config, say) if resume else None
-                run = _Run(config, folder, dataset, chosen, saved, interruption, say)
+                run = _Run(config, folder, dataset, chosen, saved, interruption, say, tensorboard)
                 run.run()
         except Interrupted as stop:
             saved_in = f"saved in {folder / 'ckpt.h5'}", "goes on"
@@ -169,9 +176,10 @@ class _Run:
         saved: Checkpoint | None,
         interruption: Interruption,
         say: Callable[[str], None],
+        tensorboard: bool,
     ):
         self.config, self.folder, self.dataset, self.saved = config, folder, dataset, saved
-        self.interruption, self.say = interruption, say
+        self.interruption, self.say, self.tensorboard = interruption, say, tensorboard
         self.is_saved = saved is not None
         images = hashlib.sha256()
         for split in (dataset.train, dataset.test):
@@ -288,16 +296,25 @@ class _Run:
             self.say("kernels compiled: the first steps wait for the compiler, about half a minute the first time")
         if self.not_compiled is not None:
             self.say(f"kernels not compiled: {self.not_compiled}")
-        callbacks = Callbacks(
-            on_epoch=self._log,
-            on_checkpoint=lambda state: self._save("ckpt.h5", state),
-            on_best=lambda state: self._save("best.h5", state),
-            say=self.say,
-        )
-        state = train(
-            self.model, self.objective, self.optimizer, self.dataset, self.config, self.rng, callbacks, state,
-            self.interruption,
-        )  # fmt: skip
+        settings, since = self.config.training, None if state is None else state.epoch
+
+        with watching(self.folder, self._picture, settings.gen_every, since, tensorboard=self.tensorboard) as watch:
+
+            def log(records: Sequence[EpochRecord]) -> None:
+                self._log(records)
+                is_last = records[-1].epoch == settings.num_epochs or is_out_of_time(records[-1], settings)
+                watch(records, self.optimizer.param_groups[0]["lr"], is_last)
+
+            callbacks = Callbacks(
+                on_epoch=log,
+                on_checkpoint=lambda state: self._save("ckpt.h5", state),
+                on_best=lambda state: self._save("best.h5", state),
+                say=self.say,
+            )
+            state = train(
+                self.model, self.objective, self.optimizer, self.dataset, self.config, self.rng, callbacks, state,
+                self.interruption,
+            )  # fmt: skip
         if state.skipped_grid_updates:
             self.say(f"warning: {state.skipped_grid_updates} grid updates of layers were skipped")
         if isinstance(self.optimizer, FunctionOptimizer) and self.optimizer.failures:
@@ -305,6 +322,17 @@ class _Run:
                 f"warning: {self.optimizer.failures} steps found nothing acceptable since the training was started"
             )
         return state
+
+    def _picture(self) -> Image.Image:
+        """Samples of the model as it stands, always of the same random numbers."""
+        # of a twin, not compiled, as `lvkam sample` draws them: kernels that met other sizes amid a training could
+        # round its later steps differently
+        twin = assemble_model(self.config, math.prod(self.dataset.image_shape), compiled=False)
+        set_model_arrays(twin, model_arrays(self.model))
+        of_table = self.dataset.standardisation is not None
+        shown, seed = SHOWN_ROWS if of_table else SHOWN_IMAGES, self.config.training.seed
+        samples, _ = draw_samples(twin, self.config, shown, seed, of_table=of_table)
+        return picture_of(samples.numpy(), self.dataset.image_shape, self.dataset.standardisation)
 
     def _log(self, records: Sequence[EpochRecord]) -> None:
         write_losses(self.folder / "loss.csv", records)

@@ -15,6 +15,7 @@ FREE_KEYS = {
     ("TRAINING", "max_seconds"),
     ("TRAINING", "checkpoint_every"),
     ("TRAINING", "checkpoint_minutes"),
+    ("TRAINING", "gen_every"),
     ("TRAINING", "verbose"),
     ("TRAINING", "use_gpu"),
     ("TRAINING", "compile"),

@@ -14,11 +14,12 @@ from pathlib import Path
 import filelock
 import h5py
 import numpy as np
+from PIL import Image
 
 from lvkam.config import Config
 from lvkam.errors import InputError
 from lvkam.hdf5 import write_hdf5
-from lvkam.plots import pair_plot, save_image_grid
+from lvkam.plots import drawn, image_grid, pair_plot
 from lvkam.progress import EpochRecord
 from lvkam.standardisation import Standardisation
 from lvkam.writing import WriteError, remove_parts, write_atomically
@@ -28,6 +29,9 @@ RUN_FILES = (
     "real_images.h5", "real_images.png", "generated_images.h5", "generated_images.png",
 )  # fmt: skip
 """What a run writes into its folder."""
+
+FRAMES, EVENTS = "evolution", "tensorboard"
+"""Folders within it, for whoever wants to watch a training."""
 
 OUTCOMES = ("loss.png", "generated_images.h5", "generated_images.png")
 """What it writes when all is trained."""
@@ -44,14 +48,20 @@ def default_folder(config: Config) -> Path:
     return Path("logs", method, config.prior.reference_density, f"{dataset}_{config.training.seed}")
 
 
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint that a path stands for: a run folder's, or the file itself."""
+    return path / "ckpt.h5" if path.is_dir() else path
+
+
 def results_in(folder: Path) -> list[str]:
-    """Names of the files of a run that a folder holds.
+    """Names of the files and folders of a run that a folder holds.
 
     Raises:
         OutputError: no folder can have this name.
     """
     try:
-        return [name for name in RUN_FILES if (folder / name).exists()]
+        held = [name for name in RUN_FILES if (folder / name).exists()]
+        return held + [name for name in (FRAMES, EVENTS) if any((folder / name).glob("*"))]
     except OSError as error:  # a name that is too long, say
         raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
 
@@ -103,9 +113,12 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     if not existing.is_dir():
         what = "" if existing == folder.absolute() else f"{existing} "
         raise OutputError(f"{folder}: {what}is not a folder")
-    for name in held:
+    for name in RUN_FILES:
         if (folder / name).is_dir():
             raise OutputError(f"{folder / name}: is a folder, where a file is to be written")
+    for name in (FRAMES, EVENTS):
+        if (folder / name).is_file():
+            raise OutputError(f"{folder / name}: is a file, where a folder is to be written")
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
@@ -189,20 +202,32 @@ def save_samples(
         latents: (N, Q), written as the dataset `latents` if given.
         picture: the PNG file, a grid of images or a pair plot; by default `path` with the ending .png.
     """
-    if standardisation is None:
-        samples = np.clip(samples.reshape(-1, *image_shape), 0, 1).astype(np.float32)
-    else:
-        samples = standardisation.restore(samples)
 
     def fill(file: h5py.File) -> None:
-        file["samples"] = samples
+        file["samples"] = as_in_data(samples, image_shape, standardisation)
         if latents is not None:
             file["latents"] = latents.astype(np.float32)
 
     write_hdf5(path, fill, seal=False)
     with write_atomically(picture or path.with_suffix(".png")) as temporary:
-        if standardisation is None:
-            save_image_grid(temporary, samples)
-        else:
-            of = standardisation
-            pair_plot(samples, of.columns, of.mean, of.std).savefig(temporary, format="png", dpi=110)
+        picture_of(samples, image_shape, standardisation).save(temporary, format="PNG")
+
+
+def as_in_data(
+    samples: np.ndarray, image_shape: tuple[int, ...], standardisation: Standardisation | None
+) -> np.ndarray:
+    """Samples as the data have them: images clipped to [0, 1], or rows restored; arguments as for `save_samples`."""
+    if standardisation is None:
+        return np.clip(samples.reshape(-1, *image_shape), 0, 1).astype(np.float32)
+    return standardisation.restore(samples)
+
+
+def picture_of(
+    samples: np.ndarray, image_shape: tuple[int, ...], standardisation: Standardisation | None
+) -> Image.Image:
+    """A grid of images, or a pair plot of rows; arguments as for `save_samples`."""
+    samples = as_in_data(samples, image_shape, standardisation)
+    if standardisation is None:
+        return image_grid(samples)
+    of = standardisation
+    return drawn(pair_plot(samples, of.columns, of.mean, of.std))

@@ -218,7 +218,7 @@ class TrainingConfig(Section):
     )
     checkpoint_every: int = _count(1, 1, LARGEST_COUNT, "epochs between checkpoints")
     checkpoint_minutes: float = _real(10.0, POSITIVE, "minutes between checkpoints within an epoch")
-    gen_every: int = _count(0, 0, LARGEST_COUNT, "epochs between sample grids while training; 0: none")
+    gen_every: int = _count(0, 0, LARGEST_COUNT, "epochs between pictures of samples, in `evolution/`; 0: none")
     binarize: Literal["none", "static", "dynamic"] = _key("none", "binarisation of the images")
     shard: Literal["batch", "samples"] = _key("batch", "what several processes divide")
     gradient_samples: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | Literal["all"] = _key(

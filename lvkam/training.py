@@ -40,7 +40,9 @@ LONGEST_PERIOD = 10**9
 NLL_SAMPLES = 2048
 """Prior samples behind the `Test NLL` of each epoch's record."""
 
-STREAMS = {"initial values": 0, "training": 1, "evaluation": 2, "generation": 3}
+STREAMS = {
+    "initial values": 0, "training": 1, "evaluation": 2, "generation": 3, "features": 4, "quality": 5, "inspection": 6,
+}  # fmt: skip
 """Random streams of a run, independent of one another: evaluating more often changes no training step."""
 
 
@@ -57,7 +59,7 @@ def next_period(period: int, decay: float, iteration: int) -> int:
     return math.floor(period * (2 - decay) ** iteration)
 
 
-def is_out_of_time(state: TrainingState, settings: TrainingConfig) -> bool:
+def is_out_of_time(state: TrainingState | EpochRecord, settings: TrainingConfig) -> bool:
     """Whether `max_seconds` have passed."""
     return settings.max_seconds is not None and state.seconds >= settings.max_seconds
 

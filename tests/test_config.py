@@ -21,7 +21,7 @@ def read_alone(section: str, key: str, text: str) -> object:
     return SECTIONS[section].model_validate({key: text}).values_by_key()[key]
 
 
-ONE_VALUE = {"output_activation", "binarize", "shard", "gen_every", "moves_per_temperature"}
+ONE_VALUE = {"output_activation", "binarize", "shard", "moves_per_temperature"}
 """Keys whose other values are not implemented, or contradict the default of another key."""
 
 ALTERED = {
@@ -195,7 +195,7 @@ NOT_WIDTHS = "a list that begins with 101, the number of latent coordinates (the
           for s in ("MIX_PRIOR", "KAN_LIKELIHOOD")),
         *((f"[{s}]\n{key} = {value}", f"a.ini: [{s}] {key} = {value}: is not implemented yet") for s, key, value in (
             ("TRAINING", "binarize", "static"), ("TRAINING", "binarize", "dynamic"),
-            ("TRAINING", "shard", "samples"), ("TRAINING", "gen_every", "1"))),
+            ("TRAINING", "shard", "samples"))),
         *((f"[OPTIMIZER]\ntype = {name}\n[LINE_SEARCH]\ntype = {search}\nc_1 = 0.3\nc_2 = 0.3",
            "a.ini: [LINE_SEARCH] c_2 = 0.3: must be greater than c_1 = 0.3")
           for name in ("gd", "cg", "bfgs", "l-bfgs", "newton", "interior-point")
@@ -315,7 +315,6 @@ def test_overrides_outrank_the_file(overrides: list[str], section: str, key: str
         ("TRAINIG.seed=1", "--set: [TRAINIG]: unknown section; did you mean [TRAINING]?"),
         ("TRAINING.sed=1", "--set: [TRAINING] sed: unknown key; did you mean 'seed'?"),
         ("TRAINING.seed=one", "--set: [TRAINING] seed = one: must be an integer from 0 to 9223372036854775807"),
-        ("TRAINING.gen_every=2", "--set: [TRAINING] gen_every = 2: is not implemented yet"),
         ("TRAINING.batch_size=40000", "--set: [TRAINING] batch_size = 40000: must be at most N_train = 32000"),
         ("TRAINING.N_train=9", "a.ini: [TRAINING] batch_size = 64: must be at most N_train = 9"),
     ],
@@ -335,7 +334,7 @@ def test_the_page_of_keys_is_generated() -> None:
     assert (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8") == key_table()
     assert all(f"| `{key}` | {RULES[section][key][0]} | `" in key_table() for section, key in EVERY_KEY)
     refused = key_table().splitlines()[-1]
-    assert all(f"`{word}" in refused for word in ("shard = samples", "binarize = static", "gen_every"))
+    assert all(f"`{word}" in refused for word in ("shard = samples", "binarize = static"))
     assert not any(word in refused for word in ("num_temps", "compile", "precision", "schedule", "type"))
 
 

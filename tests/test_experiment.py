@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from scipy.interpolate import BSpline
 from scipy.stats import kstest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim import Optimizer
 
 import lvkam
@@ -44,6 +45,7 @@ from lvkam.experiment import run_experiment
 from lvkam.inference import sample_checkpoint
 from lvkam.interruption import Interrupted
 from lvkam.model import LVKAM
+from lvkam.monitoring import frames_in
 from lvkam.objectives import ImportanceSampling, ThermodynamicIntegration
 from lvkam.run_folder import RUN_FILES, OutputError, locked
 from lvkam.splines import BASES
@@ -370,7 +372,9 @@ def require_same_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray]
         np.testing.assert_array_equal(*arrays, err_msg=name, strict=True)
 
 
-def told_run(folder: Path, *overrides: str, resume: bool = False, stop_at: str | None = None) -> list[str]:
+def told_run(
+    folder: Path, *overrides: str, resume: bool = False, stop_at: str | None = None, tensorboard: bool = False
+) -> list[str]:
     """What a run in the folder says; a signal comes with the first line that begins with `stop_at`."""
     said: list[str] = []
 
@@ -381,7 +385,8 @@ def told_run(folder: Path, *overrides: str, resume: bool = False, stop_at: str |
 
     # 6 intervals, so that kernels compiled for other tests serve here
     grids = ("MIX_PRIOR.grid_size=6", "KAN_LIKELIHOOD.grid_size=6")
-    run_experiment(small_config("TRAINING.verbose=true", *grids, *overrides), folder, resume=resume, say=say)
+    config = small_config("TRAINING.verbose=true", *grids, *overrides)
+    run_experiment(config, folder, resume=resume, say=say, tensorboard=tensorboard)
     return said
 
 
@@ -767,6 +772,53 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
         "not saved"
     )
     assert not {"ckpt.h5", "best.h5"} & contents(tmp_path / "run").keys()
+
+
+def test_pictures_while_training_change_no_bit_of_it_and_do_not_mind_a_stop(
+    whole_run: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    expected, said = whole_run
+    overrides = (*PLAIN, "TRAINING.gen_every=1")
+    assert step_losses(told_run(tmp_path / "run", *overrides, tensorboard=True)) == step_losses(said)
+    with pytest.raises(Interrupted):
+        told_run(tmp_path / "stopped", *overrides, stop_at="iteration 11: loss ", tensorboard=True)
+    frame = tmp_path / "stopped" / "evolution" / "epoch_00002.png"  # written by a process that then was killed
+    frame.write_bytes(b"?")
+    told_run(tmp_path / "stopped", *overrides, resume=True, tensorboard=True)
+    for name in ("run", "stopped"):
+        folder = tmp_path / name
+        assert epoch_rows(folder) == epoch_rows(expected)
+        require_same_arrays(h5_arrays(folder / "ckpt.h5"), h5_arrays(expected / "ckpt.h5"))
+        assert list(frames_in(folder)) == [0, 1, 2]
+        for epoch, path in frames_in(folder).items():
+            assert path.read_bytes() == frames_in(tmp_path / "run")[epoch].read_bytes()
+        found = EventAccumulator(str(folder / "tensorboard")).Reload()
+        scalars = [(scalar.step, pytest.approx(scalar.value, rel=1e-6)) for scalar in found.Scalars("Test NLL")]
+        assert [(int(row[0]), float(row[4])) for row in epoch_rows(folder)[1:]] == scalars
+        assert [image.step for image in found.Images("Samples")] == [0, 1, 2]
+    # the last one shows what `lvkam sample` draws
+    _, sheet = sample_checkpoint(tmp_path / "run" / "ckpt.h5", 64, tmp_path / "samples.h5")
+    assert sheet.read_bytes() == frame.read_bytes()
+    # a finished run is left as it is, whatever is asked for
+    told_run(tmp_path / "run", *PLAIN, resume=True, tensorboard=True)
+    assert list(frames_in(tmp_path / "run")) == [0, 1, 2]
+
+
+def test_pictures_amid_a_compiled_training_change_no_bit_of_it(
+    compiled_run: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder, said = compiled_run
+    assert step_losses(told_run(tmp_path / "run", "TRAINING.compile=true", "TRAINING.gen_every=1")) == step_losses(said)
+    require_same_arrays(h5_arrays(tmp_path / "run" / "ckpt.h5"), h5_arrays(folder / "ckpt.h5"))
+    assert len(frames_in(tmp_path / "run")) == 3
+
+
+def test_a_training_cut_short_has_a_last_picture_that_a_longer_one_has_not(tmp_path: Path) -> None:
+    overrides = (*PLAIN, "TRAINING.gen_every=2")
+    told_run(tmp_path / "run", *overrides, "TRAINING.max_seconds=1e-9")
+    assert list(frames_in(tmp_path / "run")) == [0, 1]
+    told_run(tmp_path / "run", *overrides, resume=True)
+    assert list(frames_in(tmp_path / "run")) == [0, 2]
 
 
 def test_the_signal_handlers_are_given_back(whole_run: tuple[Path, list[str]], tmp_path: Path) -> None:

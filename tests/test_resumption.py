@@ -173,7 +173,7 @@ def test_the_keys_that_may_differ_are_these() -> None:
     # each of them changes no step, or how many there are
     keys = {f"{section}.{key}" for section, key in FREE_KEYS}
     prolonging = {"TRAINING.N_epochs", "TRAINING.max_seconds"}
-    surroundings = {"TRAINING.checkpoint_every", "TRAINING.checkpoint_minutes", "TRAINING.verbose"}
+    surroundings = {f"TRAINING.{key}" for key in ("checkpoint_every", "checkpoint_minutes", "gen_every", "verbose")}
     machine = {"TRAINING.use_gpu", "TRAINING.compile"}
     without_effect = {"TRAINING.update_grid", "KAN_LIKELIHOOD.gating_activation"}
     assert keys == prolonging | surroundings | machine | without_effect

@@ -19,6 +19,8 @@ from lvkam.config import Config
 from lvkam.plots import image_grid
 from lvkam.progress import EpochRecord
 from lvkam.run_folder import (
+    EVENTS,
+    FRAMES,
     RUN_FILES,
     OutputError,
     check_folder,
@@ -86,6 +88,21 @@ def test_results_are_not_overwritten_unasked(held: tuple[str, ...], tmp_path: Pa
     )
     check_folder(tmp_path, overwrite=True)
     assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [FRAMES, EVENTS])
+def test_pictures_and_events_of_a_run_are_results_too(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    check_folder(tmp_path, overwrite=False)  # of an empty folder nothing can be lost
+    (tmp_path / name / "kept").touch()
+    with pytest.raises(OutputError, match=rf"holds the results of a run \({name}\)"):
+        check_folder(tmp_path, overwrite=False)
+    check_folder(tmp_path, overwrite=True)
+    (tmp_path / name / "kept").unlink()
+    (tmp_path / name).rmdir()
+    (tmp_path / name).touch()
+    with pytest.raises(OutputError, match=rf"{name}: is a file, where a folder is to be written"):
+        check_folder(tmp_path, overwrite=True)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
