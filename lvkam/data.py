@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lvkam.errors import DataError
-from lvkam.formats import read_idx
 from lvkam.readers import SPLITS, WHOLE, Rows
-from lvkam.sources import SOURCES, arrays_of, find
+from lvkam.sources import SOURCES, arrays_of, labels_of
 from lvkam.standardisation import Standardisation
 
 RESIZE_CHUNK = 4096
@@ -177,12 +176,13 @@ def _without_first(number: int, samples: Samples) -> Samples:
 
 
 def load_labels(name: str, split: str, count: int, data_dir: Path | None = None) -> Tensor:
-    """The labels of the first images of a split of MNIST or FMNIST, (count,), int64; raises as `load_dataset`."""
+    """The labels of the first images of a split of a data set known by name, (count,), int64.
+
+    Raises as `load_dataset`.
+    """
     if name not in SOURCES or split not in SOURCES[name].labels:
-        raise DataError(f"{name}: its labels are not read; those of MNIST and FMNIST are")
-    labels = read_idx(find(name, SOURCES[name].labels[split], data_dir))
-    if labels.ndim != 1:
-        raise DataError(f"{name}: its labels have {labels.ndim} dimensions instead of 1")
+        raise DataError(f"{name}: its labels are not read; those of {', '.join(SOURCES)} are")
+    labels = labels_of(name, split, data_dir)
     if count > len(labels):
         raise TooFewImagesError(name, split, len(labels), count)
     return torch.from_numpy(labels[:count].astype(np.int64))

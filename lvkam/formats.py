@@ -82,7 +82,16 @@ def read_cifar(path: Path) -> np.ndarray:
     Raises:
         DataError: not such a file.
     """
-    size, side = 1 + 3 * 32 * 32, 32
+    return np.ascontiguousarray(_cifar_records(path)[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+def read_cifar_labels(path: Path) -> np.ndarray:
+    """The labels of such a batch, (N,); raises as `read_cifar`."""
+    return _cifar_records(path)[:, 0]
+
+
+def _cifar_records(path: Path) -> np.ndarray:
+    size = 1 + 3 * 32 * 32
     with damage(path, "no readable batch of CIFAR10"):
         if path.stat().st_size > LARGEST_ARRAY:
             raise DataError(f"{path}: more than 4 GiB")
@@ -92,7 +101,7 @@ def read_cifar(path: Path) -> np.ndarray:
     records = content.reshape(-1, size)
     if (records[:, 0] > 9).any():
         raise DataError(f"{path}: holds labels above 9: no batch of CIFAR10's images")
-    return np.ascontiguousarray(records[:, 1:].reshape(-1, 3, side, side).transpose(0, 2, 3, 1))
+    return records
 
 
 def read_svhn(path: Path) -> np.ndarray:
@@ -103,14 +112,26 @@ def read_svhn(path: Path) -> np.ndarray:
     Raises:
         DataError: not such a file.
     """
+    images = _matlab_array(path, "X")
+    if images.dtype != np.uint8 or images.shape[:3] != (32, 32, 3) or images.ndim != 4:
+        raise DataError(f"{path}: X is {images.dtype} {images.shape}; must be uint8 (32, 32, 3, N), as in SVHN")
+    return np.ascontiguousarray(images.transpose(3, 0, 1, 2))
+
+
+def read_svhn_labels(path: Path) -> np.ndarray:
+    """The labels of a split of SVHN, (N,), from y, (N, 1), where 10 stands for the digit 0; raises as `read_svhn`."""
+    labels = _matlab_array(path, "y")
+    if labels.dtype != np.uint8 or labels.shape != (labels.size, 1) or not ((labels >= 1) & (labels <= 10)).all():
+        raise DataError(f"{path}: y is {labels.dtype} {labels.shape}; must be uint8 (N, 1), 1 to 10, as in SVHN")
+    return labels[:, 0] % 10
+
+
+def _matlab_array(path: Path, name: str) -> np.ndarray:
     import scipy.io
     from scipy.io.matlab import MatReadError
 
     try:
         with damage(path, "no readable MATLAB file"):
-            images = scipy.io.loadmat(path, variable_names=["X"]).get("X", np.empty(0))
+            return scipy.io.loadmat(path, variable_names=[name]).get(name, np.empty(0))
     except MatReadError as error:
         raise DataError(f"{path}: no readable MATLAB file ({error})") from error
-    if images.dtype != np.uint8 or images.shape[:3] != (32, 32, 3) or images.ndim != 4:
-        raise DataError(f"{path}: X is {images.dtype} {images.shape}; must be uint8 (32, 32, 3, N), as in SVHN")
-    return np.ascontiguousarray(images.transpose(3, 0, 1, 2))

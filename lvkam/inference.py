@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import functools
 import math
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from lvkam.annealing import RESAMPLERS, Annealed, anneal_prior, power_schedule
-from lvkam.build import load_checkpoint
-from lvkam.checkpoint import Checkpoint
-from lvkam.config import Config
+from lvkam.build import LoadedModel, load_checkpoint
 from lvkam.data import Samples, load_samples
-from lvkam.errors import DataError
+from lvkam.errors import DataError, InputError
 from lvkam.evidence import (
-    PARTICLES,
     REPETITIONS,
     Evidence,
     annealed_log_evidence,
     importance_log_evidence,
 )
 from lvkam.experiment import draw_samples
-from lvkam.plots import temperatures_figure
-from lvkam.run_folder import OutputError, check_files, save_samples
-from lvkam.sections import ThermodynamicConfig
+from lvkam.quality import check_metrics, measure_quality
+from lvkam.readers import WHOLE, own_arrays
+from lvkam.run_folder import check_files, save_samples
 from lvkam.sources import is_path
 from lvkam.training import random_stream
 from lvkam.writing import write_atomically
@@ -42,11 +37,19 @@ ESTIMATORS = {"importance": (1000, 20000), "annealed": (100, 16)}
 LOWEST_SAMPLE_SIZE = 20
 """Effective sample size below which an estimate is not to be trusted: its standard error may be far too small."""
 
-MOST_DRAWN = 500
-"""Temperatures that the integrand is drawn at, however many a training uses: more would be one line."""
 
-POWERS = (0.0, 0.01, 0.05, 0.2, 1.0)
-"""Temperatures of which power posteriors are drawn."""
+def caution(figures: Mapping[str, Any] | None) -> str | None:
+    """What to say of evidence, as `evaluate_checkpoint` returns it, that is not to be trusted, if so."""
+    if not figures or "images_not_to_trust" not in figures:
+        return None
+    few = figures["images_not_to_trust"]
+    if few <= figures["num_images"] / 100:
+        return None
+    remedy = "--estimator annealed, or " if figures["estimator"] == "importance" else ""
+    return (
+        f"{few} of {figures['num_images']} {figures['what']}s have an effective sample size under "
+        f"{LOWEST_SAMPLE_SIZE}, too low to trust the estimate or its error; try {remedy}more --num-samples"
+    )
 
 
 def evaluate_checkpoint(
@@ -62,8 +65,12 @@ def evaluate_checkpoint(
     data: str | Samples | None = None,
     per_image: Path | None = None,
     overwrite: bool = False,
+    metrics: Sequence[str] = ("nll",),
+    num_generated: int | None = None,
 ) -> dict[str, Any]:
-    """Evidence of images, or rows, under a checkpoint's model: the object of `lvkam evaluate --json`.
+    """Evidence of images, or rows, under a checkpoint's model, and the quality of its samples.
+
+    It is the object of `lvkam evaluate --json`.
 
     Args:
         path: the checkpoint.
@@ -77,61 +84,110 @@ def evaluate_checkpoint(
         data: what to evaluate: a name, a path, or as loaded; the test split of the model's own data set if None.
         per_image: CSV file for the figures of each image or row.
         overwrite: whether that file may be replaced.
+        metrics: `nll`, the evidence, and out of `lvkam.quality.METRICS`; or `all` alone.
+        num_generated: how many samples the other metrics compare with as many real ones, by `measure_quality` if None.
 
     Raises:
+        InputError: an unknown metric, or `per_image` without `nll`.
         CheckpointError: no checkpoint.
         DataError: the images cannot be had, are fewer, or of another size.
+        FeaturesError: the cached classifier is damaged.
         OutputError: `per_image` is there already or cannot be written.
     """
+    names = check_metrics(metrics)
     if per_image is not None:
+        if "nll" not in names:
+            raise InputError("the figures of each image are of nll, which is not among the metrics")
         check_files([per_image], overwrite, path)
-    num_samples = num_samples or ESTIMATORS[estimator][1]
-    if num_images is None and (data is None or (isinstance(data, str) and not is_path(data))):
-        num_images = ESTIMATORS[estimator][0]
-    checkpoint, config, model = load_checkpoint(path)
-    loaded = _load_test(path, checkpoint, config, data, num_images, data_dir)
-    x = loaded.x
-    rng = random_stream(checkpoint.seed if seed is None else seed, "evaluation")
+    loaded = load_checkpoint(path)
+    what = "image" if loaded.checkpoint.standardisation is None else "row"
+    found: dict[str, Any] = {}
+    if "nll" in names:
+        if num_images is None and (data is None or (isinstance(data, str) and not is_path(data))):
+            num_images = ESTIMATORS[estimator][0]
+        test = load_split(path, loaded, data, num_images, data_dir)
+        rng = random_stream(loaded.checkpoint.seed if seed is None else seed, "evaluation")
+        num_samples = num_samples or ESTIMATORS[estimator][1]
+        evidence = _evidence(loaded, test.x, rng, estimator, num_samples, num_temps, moves)
+        if per_image is not None:
+            _write_per_image(per_image, evidence, what.capitalize())
+        where = data if isinstance(data, str) else f"{loaded.checkpoint.dataset}, the first of the test split"
+        found |= _summary(evidence, test, estimator, num_samples, num_temps) | {"data": where}
+    if qualities := [name for name in names if name != "nll"]:
+        test, name = load_split(path, loaded, data, None, data_dir), data or loaded.checkpoint.dataset
+        train = _load_train(path, loaded, name, data_dir) if isinstance(name, str) else None
+        found |= {"values": test.scaling, "compared_with": data if isinstance(data, str) else "the test split"}
+        found |= measure_quality(
+            loaded, test.x, train, qualities,
+            data=name if isinstance(name, str) else None, num_compared=num_generated, seed=seed, data_dir=data_dir,
+        )  # fmt: skip
+    return found | {"likelihood": loaded.config.generator.likelihood, "what": what}
+
+
+def _evidence(
+    loaded: LoadedModel,
+    x: Tensor,
+    rng: torch.Generator,
+    estimator: Literal["importance", "annealed"],
+    num_samples: int,
+    num_temps: int,
+    moves: int,
+) -> Evidence:
+    """The evidence of images, or of rows as they are, not standardised."""
     shown = sys.stderr.isatty()
     if estimator == "importance":
-        evidence = importance_log_evidence(model, x, num_samples, rng, progress=shown)
+        evidence = importance_log_evidence(loaded.model, x, num_samples, rng, progress=shown)
     else:
-        evidence = annealed_log_evidence(model, x, num_samples, rng, num_temps=num_temps, moves=moves, progress=shown)
-    of_table = checkpoint.standardisation
-    if of_table is not None:  # of the rows as they are, not standardised
-        evidence = dataclasses.replace(evidence, log_evidence=evidence.log_evidence - of_table.log_volume)
-    if per_image is not None:
-        _write_per_image(per_image, evidence, "Image" if of_table is None else "Row")
-    nll = -float(evidence.log_evidence.mean())
-    annealed = estimator == "annealed"
+        evidence = annealed_log_evidence(
+            loaded.model, x, num_samples, rng, num_temps=num_temps, moves=moves, progress=shown
+        )
+    if (of_table := loaded.checkpoint.standardisation) is None:
+        return evidence
+    return dataclasses.replace(evidence, log_evidence=evidence.log_evidence - of_table.log_volume)
+
+
+def _summary(
+    evidence: Evidence, test: Samples, estimator: str, num_samples: int, num_temps: int
+) -> dict[str, float | str | None]:
+    nll, annealed = -float(evidence.log_evidence.mean()), estimator == "annealed"
     return {
         "nll_nats": nll,
         "nll_stderr": evidence.mean_standard_error,
-        "bits_per_dim": nll / math.log(2) / x.shape[1],
+        "bits_per_dim": nll / math.log(2) / test.x.shape[1],
         "effective_sample_size": float(evidence.effective_sample_size.mean()),
-        "num_images": len(x),
+        "num_images": len(test.x),
         "num_samples": num_samples,
         "images_not_to_trust": int((evidence.effective_sample_size < LOWEST_SAMPLE_SIZE).sum()),
         "num_repetitions": REPETITIONS if annealed else 1,
         "num_temps": num_temps if annealed else None,
         "acceptance": evidence.acceptance,
         "estimator": estimator,
-        "likelihood": config.generator.likelihood,
-        "data": data if isinstance(data, str) else f"{checkpoint.dataset}, the first of the test split",
-        "values": loaded.scaling,
-        "what": "image" if of_table is None else "row",
+        "values": test.scaling,
     }
 
 
-def _load_test(
+def load_split(
     path: Path,
-    checkpoint: Checkpoint,
-    config: Config,
+    loaded: LoadedModel,
     data: str | Samples | None,
     count: int | None,
     data_dir: Path | None,
+    split: Literal["train", "test"] = "test",
 ) -> Samples:
-    """The first images or rows of the data given, or of the test split of the checkpoint's own data set."""
+    """The first images or rows of the data given, or of a checkpoint's own data set.
+
+    Args:
+        path: of the checkpoint, for messages.
+        loaded: the checkpoint.
+        data: a name, a path, or as loaded; the data set that it was trained with if None.
+        count: how many; all if None.
+        data_dir: where to look for data first.
+        split: where there are two; of data in one piece the test split is what the model has not been trained with.
+
+    Raises:
+        DataError: they cannot be had, are fewer, of another size, or somebody's own and not named.
+    """
+    checkpoint, config, _ = loaded
     if data is None and is_path(checkpoint.dataset):
         # a checkpoint may come from anybody: it does not decide which files are opened
         raise DataError(f"{path}: its model was trained with files of one's own: name the data with --data")
@@ -139,12 +195,22 @@ def _load_test(
         found = data._replace(x=data.x[:count])
     else:
         name, resize = data or checkpoint.dataset, config.training.img_resize
-        # of the file that it was trained with, if that is in one piece, what it has not seen
-        seen = config.training.num_train if is_path(name) and _is_same(name, checkpoint.dataset) else 0
-        found = load_samples(name, count, resize, data_dir, checkpoint.standardisation, skip=seen)
+        knows = split == "test" and is_path(name) and _is_same(name, checkpoint.dataset)
+        skip = config.training.num_train if knows else 0
+        found = load_samples(name, count, resize, data_dir, checkpoint.standardisation, split, skip)
     if found.shape != checkpoint.image_shape:
         raise DataError(f"{path}: its model is of images {checkpoint.image_shape}, not {found.shape}")
     return found
+
+
+def _load_train(path: Path, loaded: LoadedModel, name: str, data_dir: Path | None) -> Tensor | None:
+    """The training images or rows of a data set; None where it is in one piece that the model was not trained with."""
+    count = None
+    if is_path(name) and WHOLE in own_arrays(Path(name)):
+        if not _is_same(name, loaded.checkpoint.dataset):
+            return None
+        count = loaded.config.training.num_train
+    return load_split(path, loaded, name, count, data_dir, "train").x
 
 
 def _is_same(name: str, other: str) -> bool:
@@ -158,76 +224,6 @@ def _write_per_image(path: Path, evidence: Evidence, what: str) -> None:
         writer.writerow((what, "Log Evidence (nats)", "Standard Error", "Effective Sample Size"))
         for index, row in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
             writer.writerow((index, *(f"{value:.6f}" for value in row)))
-
-
-def plot_temperatures(
-    path: Path,
-    output: Path,
-    *,
-    num_images: int = 8,
-    seed: int | None = None,
-    data: str | None = None,
-    data_dir: Path | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Draw the integrand of thermodynamic integration, and power posteriors, of a checkpoint's model.
-
-    Args:
-        path: the checkpoint.
-        output: PNG, PDF or SVG file.
-        num_images: of the test split, the first ones.
-        seed: of the samples; the run's own if None.
-        data: name or path of the data; the test split of the model's own data set if None.
-        data_dir: where to look for the data first.
-        overwrite: whether a file that is there may be replaced.
-
-    Returns:
-        The file.
-
-    Raises:
-        CheckpointError: no checkpoint.
-        DataError: the images cannot be had.
-        OutputError: the file is there already, its folder is not, or its ending is of no picture.
-    """
-    check_files([output], overwrite, path)
-    if output.suffix.lower() not in {".png", ".pdf", ".svg"}:
-        raise OutputError(f"{output}: must end in .png, .pdf or .svg")
-    checkpoint, config, model = load_checkpoint(path)
-    x = _load_test(path, checkpoint, config, data, num_images, data_dir).x
-    rng = random_stream(checkpoint.seed if seed is None else seed, "evaluation")
-    settings = config.thermodynamic
-    num_temps = settings.num_temps if settings.num_temps > 1 else ThermodynamicConfig().num_temps
-    temperatures = power_schedule(min(num_temps, MOST_DRAWN), settings.exponent)
-    table = model.prior.table()
-
-    def annealed(x: Tensor, num_particles: int, until: float, moves: int) -> Annealed:
-        likelihood_of = functools.partial(model.reported_log_likelihood, x)
-        return anneal_prior(
-            model.prior, likelihood_of, len(x), num_particles, until * temperatures, rng, table,
-            moves=moves, resampler=RESAMPLERS["stratified"], threshold=0.5,
-        )  # fmt: skip
-
-    each = 128  # particles of an image for the integrand
-    chunks = x.split(PARTICLES // each)
-    bar = tqdm(total=len(chunks) + len(POWERS), desc="annealing", leave=False, disable=not sys.stderr.isatty())
-    integrand, particles = [], []
-    with bar:
-        for chunk in chunks:
-            integrand.append(annealed(chunk, each, 1.0, moves=1).expectations)
-            bar.update()
-        for t in POWERS:
-            found = annealed(x[:1], 1024, t, moves=3)
-            particles.append((found.state[0], found.weights[0]))
-            bar.update()
-    # the coordinate that the image tells most about: how far its mean moves, in standard deviations of the prior
-    (prior, _), (posterior, weights) = particles[0], particles[-1]
-    coordinate = int(((weights @ posterior - prior.mean(0)).abs() / prior.std(0)).argmax())
-    powers = [(t, z[:, coordinate].numpy(), w.numpy()) for t, (z, w) in zip(POWERS, particles, strict=True)]
-    expectations = torch.cat(integrand, 1).numpy()
-    figure = temperatures_figure(temperatures.numpy(), expectations, powers, coordinate)
-    with write_atomically(output) as temporary:
-        figure.savefig(temporary, format=output.suffix[1:].lower(), dpi=110)
-    return output
 
 
 def sample_checkpoint(

@@ -21,7 +21,7 @@ import numpy as np
 
 from lvkam.config import Config, ConfigError
 from lvkam.errors import DataError, InputError
-from lvkam.formats import read_cifar, read_idx, read_svhn
+from lvkam.formats import read_cifar, read_cifar_labels, read_idx, read_svhn, read_svhn_labels
 from lvkam.readers import Rows, in_memory, own_arrays
 from lvkam.writing import write_atomically
 
@@ -44,12 +44,16 @@ class Source:
     """What mirrors offer instead of the files in it; its checksum is of its bytes as they are."""
     is_trusting: bool = False
     """Whether `read` is for verified bytes only, from wherever they come."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """Split -> the file of its labels."""
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Split -> the files of its labels."""
+    read_labels: Callable[[Path], np.ndarray] = read_idx
+    """Those of such a file, (N,)."""
 
 
 IDX_IMAGES = {"train": ("train-images-idx3-ubyte",), "test": ("t10k-images-idx3-ubyte",)}
-IDX_LABELS = {"train": "train-labels-idx1-ubyte", "test": "t10k-labels-idx1-ubyte"}
+IDX_LABELS = {"train": ("train-labels-idx1-ubyte",), "test": ("t10k-labels-idx1-ubyte",)}
+CIFAR_FILES = {"train": tuple(f"data_batch_{n}.bin" for n in range(1, 6)), "test": ("test_batch.bin",)}
+SVHN_FILES = {"train": ("train_32x32.mat",), "test": ("test_32x32.mat",)}
 
 SOURCES = {
     "MNIST": Source(
@@ -83,15 +87,17 @@ SOURCES = {
     ),
     "CIFAR10": Source(
         ("CIFAR10/cifar-10-batches-bin", "cifar-10-batches-bin"),
-        {"train": tuple(f"data_batch_{n}.bin" for n in range(1, 6)), "test": ("test_batch.bin",)},
+        CIFAR_FILES,
         read_cifar,
         {"cifar-10-binary.tar.gz": "md5:c32a1d4ab5d03f1284b67883e8d87530"},
         ("https://www.cs.toronto.edu/~kriz/", "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/"),
         archive="cifar-10-binary.tar.gz",
+        labels=CIFAR_FILES,
+        read_labels=read_cifar_labels,
     ),
     "SVHN": Source(
         ("SVHN", ""),
-        {"train": ("train_32x32.mat",), "test": ("test_32x32.mat",)},
+        SVHN_FILES,
         read_svhn,
         {
             "train_32x32.mat": "md5:e26dedcc434d2e4c54c9b2d4a06d8373",
@@ -99,6 +105,8 @@ SOURCES = {
         },
         ("http://ufldl.stanford.edu/housenumbers/",),
         is_trusting=True,
+        labels=SVHN_FILES,
+        read_labels=read_svhn_labels,
     ),
 }
 
@@ -170,6 +178,19 @@ def _read_images(name: str, source: Source, paths: Mapping[str, Path]) -> np.nda
         if 0 in images.shape[1:]:
             raise DataError(f"{path}: holds images without pixels")
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def labels_of(name: str, split: str, data_dir: Path | None = None) -> np.ndarray:
+    """The labels of a split of a data set known by name, (N,); raises as `arrays_of`."""
+    source, parts = _source(name), []
+    for file in source.labels[split]:
+        path = find(name, file, data_dir)
+        if source.is_trusting:
+            check_bytes(name, file, path)
+        parts.append(source.read_labels(path))
+        if parts[-1].ndim != 1:
+            raise DataError(f"{path}: holds labels of {parts[-1].ndim} dimensions instead of 1")
+    return np.concatenate(parts)
 
 
 def files_of(name: str) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from lvkam.formats import read_cifar, read_idx, read_svhn
+from lvkam.formats import read_cifar, read_cifar_labels, read_idx, read_svhn, read_svhn_labels
 from tests.conftest import idx
 from tests.test_readers import HTML, rng, told
 
@@ -177,3 +177,14 @@ def test_x_is_found_among_others(tmp_path: Path) -> None:
 def test_what_is_no_matlab_file_is_told(content: bytes, tmp_path: Path) -> None:
     (path := tmp_path / "train_32x32.mat").write_bytes(content)
     assert told(path, read_svhn).startswith("no readable MATLAB file (")
+
+
+def test_labels_of_cifar_and_svhn(tmp_path: Path) -> None:
+    records = np.zeros((4, 3073), np.uint8)
+    records[:, 0] = [3, 9, 0, 1]
+    (path := tmp_path / "test_batch.bin").write_bytes(records.tobytes())
+    assert read_cifar_labels(path).tolist() == [3, 9, 0, 1]
+    scipy.io.savemat(path := tmp_path / "test_32x32.mat", {"y": np.array([[1], [10], [9]], np.uint8)})
+    assert read_svhn_labels(path).tolist() == [1, 0, 9]
+    scipy.io.savemat(path, {"y": np.array([[0], [11]], np.uint8)})
+    assert told(path, read_svhn_labels) == "y is uint8 (2, 1); must be uint8 (N, 1), 1 to 10, as in SVHN"

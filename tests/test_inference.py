@@ -22,7 +22,8 @@ from lvkam.data import load_dataset
 from lvkam.errors import DataError
 from lvkam.evidence import annealed_log_evidence, importance_log_evidence
 from lvkam.experiment import run_experiment
-from lvkam.inference import evaluate_checkpoint, plot_temperatures, sample_checkpoint
+from lvkam.inference import evaluate_checkpoint, sample_checkpoint
+from lvkam.pictures import plot_checkpoint
 from lvkam.run_folder import OutputError
 from lvkam.standardisation import Standardisation
 from lvkam.training import random_stream
@@ -61,23 +62,6 @@ def test_the_annealed_evaluation_is_that_of_the_model(checkpoint: Path) -> None:
     assert found["nll_stderr"] == evidence.mean_standard_error > 0
     assert found["acceptance"] == evidence.acceptance
     assert (found["num_samples"], found["num_temps"], found["estimator"]) == (6, 7, "annealed")
-
-
-def test_temperatures_are_drawn_and_nothing_overwritten(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lvkam.inference.MOST_DRAWN", 6)
-    for name, start in (("a.png", b"\x89PNG"), ("a.PDF", b"%PDF"), ("a.svg", b"<?xml")):
-        assert plot_temperatures(checkpoint, tmp_path / name, num_images=2).read_bytes()[:5] in {
-            start,
-            start + b"\r",
-            start + b"-",
-        }
-    with pytest.raises(OutputError, match=r"a\.png: exists already"):
-        plot_temperatures(checkpoint, tmp_path / "a.png")
-    with pytest.raises(OutputError, match=r"a\.jpg: must end in \.png, \.pdf or \.svg"):
-        plot_temperatures(checkpoint, tmp_path / "a.jpg")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.PDF", "a.png", "a.svg"]
 
 
 def test_the_figures_of_each_image_make_up_the_mean(checkpoint: Path, tmp_path: Path) -> None:
@@ -271,12 +255,12 @@ def test_a_checkpoint_does_not_decide_which_files_are_opened(of_table: Path, tmp
         with within(20), pytest.raises(DataError, match=message):
             evaluate_checkpoint(of_table / "ckpt.h5", 1, 10)
         with within(20), pytest.raises(DataError, match=message):
-            plot_temperatures(of_table / "ckpt.h5", tmp_path / "t.png", num_images=1)
+            plot_checkpoint(of_table / "ckpt.h5", {"temperatures": tmp_path / "t.png"}, num_images=1)
     finally:
         path.unlink()
         path.write_bytes(content)
     assert not (tmp_path / "t.png").exists()
-    plot_temperatures(of_table / "ckpt.h5", tmp_path / "t.png", num_images=1, data=str(path))
+    plot_checkpoint(of_table / "ckpt.h5", {"temperatures": tmp_path / "t.png"}, num_images=1, data=str(path))
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -304,6 +288,7 @@ def test_of_its_own_file_a_model_is_evaluated_with_what_it_has_not_seen(of_table
     assert evaluate_checkpoint(of_table / "ckpt.h5", None, 300, data=str(rest))["nll_nats"] == found["nll_nats"]
 
 
+@pytest.mark.slow
 def test_a_known_density_is_learnt_and_outliers_have_the_least_evidence(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     mixture = Mixture.random(rng)

@@ -41,8 +41,8 @@ from tests.conftest import idx
 from tests.test_formats import cifar
 
 SHIPPED = Path(sources.__file__).parent / "datasets"
-(IMAGES,), LABELS = IDX_IMAGES["train"], IDX_LABELS["train"]
-ALL_FILES = [*IDX_LABELS.values(), *(name for (name,) in IDX_IMAGES.values())]
+(IMAGES,), (LABELS,) = IDX_IMAGES["train"], IDX_LABELS["train"]
+ALL_FILES = [name for files in (IDX_LABELS, IDX_IMAGES) for (name,) in files.values()]
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -244,7 +244,7 @@ def test_arrays_of_the_wrong_kind_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_dataset("MNIST", 1, 1, data_dir=tmp_path)
     assert str(caught.value) == f"{folder / IMAGES}: holds an array of 2 dimensions, not images"
-    with pytest.raises(DataError, match="MNIST: its labels have 2 dimensions instead of 1"):
+    with pytest.raises(DataError, match="holds labels of 2 dimensions instead of 1"):
         load_labels("MNIST", "train", 1, data_dir=tmp_path)
 
 

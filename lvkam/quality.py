@@ -1,0 +1,172 @@
+"""How good a model's samples are: as far from real test images as their metrics say, beside controls.
+
+A figure alone says little. So the same metrics, on as many points and against the same test images, are taken of real
+training images, the best that can be; of these without one class, which recall and coverage notice; and of noise.
+
+Letters: N samples, real or generated; D data dimensions, F features.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lvkam.build import LoadedModel
+from lvkam.data import load_labels
+from lvkam.errors import DataError, InputError
+from lvkam.experiment import draw_samples, tell
+from lvkam.features import (
+    SMALLEST_SIDE,
+    FeatureSet,
+    inception_features,
+    labelled_classifier,
+    lenet_features,
+    pca_features,
+    split_for_classifier,
+)
+from lvkam.metrics import NEIGHBOURS, Estimate, Manifolds, fid, kid, manifolds, overlap
+from lvkam.sources import SOURCES
+from lvkam.training import random_stream
+
+DISTANCES, OVERLAPS = {"kid": kid, "fid": fid}, Manifolds._fields
+METRICS = (*DISTANCES, *OVERLAPS)
+NUM_COMPARED = 2000
+"""N, unless told."""
+MISSING_CLASS = {"FMNIST": 1}
+"""The class that the control leaves out, 0 elsewhere: one that lies apart, which alone is sure to lower recall."""
+
+
+class Row(NamedTuple):
+    """One figure."""
+
+    set: str
+    """Whose: the model's, or a control's."""
+    features: str
+    metric: str
+    estimate: Estimate
+
+
+def check_metrics(names: Sequence[str]) -> tuple[str, ...]:
+    """The metrics asked for, `all` for all of them; raises InputError for an unknown name."""
+    known = ("nll", *METRICS)
+    unknown = [name for name in names if name not in known]
+    if list(names) == ["all"]:
+        return known
+    if unknown or not names:
+        raise InputError(f"metrics: {', '.join(unknown) or 'none'}; must be all, or out of {', '.join(known)}")
+    return tuple(name for name in known if name in names)
+
+
+def measure_quality(
+    loaded: LoadedModel,
+    test: Tensor,
+    train: Tensor | None,
+    names: Sequence[str],
+    *,
+    data: str | None,
+    num_compared: int | None = None,
+    seed: int | None = None,
+    data_dir: Path | None = None,
+    say: Callable[[str], None] = tell,
+) -> dict[str, Any]:
+    """Metrics of a model's samples and of the controls: part of the object of `lvkam evaluate --json`.
+
+    The real images are drawn out of the whole test split: its first ones may be easier than the others, as MNIST's are.
+
+    Args:
+        loaded: the checkpoint and its model.
+        test: all real images or rows that the model has not seen, (n, D).
+        train: training ones, (n, D); if None, half of `test` takes their place.
+        names: out of `METRICS`.
+        data: name of the data set, if it is one known by name: its labels are read.
+        num_compared: N; `NUM_COMPARED`, or as many as there are, if None.
+        seed: of samples, choices and bootstrap; the run's own if None.
+        data_dir: where to look for the data first.
+        say: is told when a classifier is fitted.
+
+    Raises:
+        DataError: there are fewer images or rows than asked for, or too few for neighbours.
+        FeaturesError: the cached classifier is damaged.
+    """
+    checkpoint, config, model = loaded
+    seed = checkpoint.seed if seed is None else seed
+    rng = random_stream(seed, "quality")
+    test = test[torch.randperm(len(test), generator=rng)]
+    if train is None:
+        train, test = test.tensor_split(2)
+    features, labels, classifier = [pca_features(train)], None, None
+    if data in SOURCES and min(checkpoint.image_shape[:2]) >= SMALLEST_SIDE:
+        classifier = labelled_classifier(data, checkpoint.image_shape, data_dir, say=say)
+        features.insert(0, lenet_features(classifier))
+        _, held = split_for_classifier(len(train))
+        labels, train = load_labels(data, "train", len(train), data_dir)[held], train[held]
+    of_table = checkpoint.standardisation is not None
+    if not of_table and (inception := inception_features(checkpoint.image_shape)) is not None:
+        features.append(inception)
+
+    order = torch.randperm(len(train), generator=rng)
+    controls = {"real train": train[order]}
+    if labels is not None:
+        missing = MISSING_CLASS.get(str(data), 0)
+        controls[f"without class {missing}"] = train[order][labels[order] != missing]
+    n = _number(num_compared, min(map(len, (test, *controls.values()))))
+    generated, _ = draw_samples(model, config, n, seed, of_table=of_table)
+    noise = torch.rand(n, test.shape[1], generator=rng)
+    if of_table:
+        low, high = train.amin(0), train.amax(0)
+        noise = low + (high - low) * noise
+    else:
+        generated = generated.clamp(0, 1)
+    sets = {"model": generated, **{name: x[:n] for name, x in controls.items()}, "noise": noise}
+    rows = _measure(test[:n], sets, features, names, partial(random_stream, seed, "quality"))
+    return {
+        # the model's are the first of all
+        **{row.metric: row.estimate.value for row in rows[: len(names)]},
+        "features": features[0].name,
+        "classifier_accuracy": None if classifier is None else classifier.accuracy,
+        "num_compared": n,
+        "metrics": [
+            {"set": row.set, "features": row.features, "metric": row.metric, **row.estimate._asdict()} for row in rows
+        ],
+    }
+
+
+def _number(asked: int | None, available: int) -> int:
+    found = min(NUM_COMPARED, available) if asked is None else asked
+    if found > available:
+        raise DataError(f"{found} samples cannot be compared: there are only {available} real ones of each kind")
+    if found < NEIGHBOURS + 2:
+        raise DataError(f"{found} samples are too few to compare: at least {NEIGHBOURS + 2}")
+    return found
+
+
+def _measure(
+    real: Tensor,
+    sets: dict[str, Tensor],
+    features: Sequence[FeatureSet],
+    names: Sequence[str],
+    stream: Callable[[int], torch.Generator],
+) -> list[Row]:
+    """Each metric of each set on each kind of features; `stream` gives the random numbers of a metric's bootstrap."""
+    rows = []
+    bar = tqdm(total=len(features) * len(sets), desc="metrics", leave=False, disable=not sys.stderr.isatty())
+    with bar:
+        for see in features:
+            x = see.of(real)
+            for name, samples in sets.items():
+                y = see.of(samples)
+                points = manifolds(x, y)._asdict() if set(names) & set(OVERLAPS) else {}
+                for metric in names:
+                    # a metric takes the same real images anew for every set, and whatever others are asked for
+                    rng = stream(1 + METRICS.index(metric))
+                    found = overlap(points[metric], rng) if metric in points else DISTANCES[metric](x, y, rng)
+                    rows.append(Row(name, see.name, metric, found))
+                bar.update()
+    return rows
