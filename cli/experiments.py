@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from lvkam.errors import FailureError
 from lvkam.interruption import Interruption
 
-from .options import config_argument, data_dir_option, device_option, read_config, set_option
-
-
-class CommaList(click.ParamType):
-    """Values separated by commas, each of one type, none given twice."""
-
-    def __init__(self, kind: click.ParamType, name: str):
-        self.kind, self.name = kind, name
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
-        """The values."""
-        if not isinstance(value, str):
-            return value
-        values = [self.kind.convert(part.strip(), param, ctx) for part in value.split(",")]
-        if len(set(values)) < len(values):
-            self.fail(f"{value!r} names one twice", param, ctx)
-        return values
+from .options import CommaList, config_argument, data_dir_option, device_option, read_config, set_option
 
 
 @click.command("experiments")

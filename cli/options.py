@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from lvkam.config import Config
+
+
+class CommaList(click.ParamType):
+    """Values separated by commas, each of one type, none given twice."""
+
+    def __init__(self, kind: click.ParamType, name: str):
+        self.kind, self.name = kind, name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        """The values."""
+        if not isinstance(value, str):
+            return value
+        values = [self.kind.convert(part.strip(), param, ctx) for part in value.split(",")]
+        if len(set(values)) < len(values):
+            self.fail(f"{value!r} names one twice", param, ctx)
+        return values
 
 
 def read_config(path: Path, overrides: tuple[str, ...], seed: int | None) -> Config:

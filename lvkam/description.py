@@ -13,7 +13,7 @@ from lvkam.experiment import load_config_dataset
 from lvkam.model import LVKAM
 from lvkam.objectives import Objective, ThermodynamicIntegration
 from lvkam.optimizers import memory_needed
-from lvkam.plots import MOST_IMAGES, pair_plot, save_image_grid
+from lvkam.plots import MOST_IMAGES, drawn, pair_plot, save_image_grid
 from lvkam.run_folder import check_files, check_folder, default_folder, results_in
 from lvkam.sources import arrays_of, check_bytes, files_of, find, is_path
 from lvkam.univariate import CHUNK as FEATURES
@@ -80,7 +80,7 @@ def describe_data(name: str, picture: Path, data_dir: Path | None = None, *, ove
         described["columns"] = ", ".join(rows.columns)
         figure = pair_plot(table, rows.columns, table.mean(0), table.std(0))
         with write_atomically(picture) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+            drawn(figure).save(temporary, format="PNG")
     else:
         shown = load_samples(name, min(MOST_IMAGES, rows.shape[0]), None, data_dir, split="train")
         described["values"] = shown.scaling

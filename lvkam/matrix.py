@@ -28,7 +28,7 @@ from lvkam.data import Samples
 from lvkam.experiment import load_config_dataset
 from lvkam.inference import evaluate_checkpoint
 from lvkam.interruption import Interrupted, Interruption
-from lvkam.plots import collage
+from lvkam.plots import collage, drawn
 from lvkam.processes import Command, run_side_by_side
 from lvkam.resumption import resume_point
 from lvkam.run_folder import RUN_FILES, OutputError
@@ -264,7 +264,7 @@ def _write_summary(cells: Sequence[Cell], rows: Sequence[dict[str, str]], output
     if panels:
         figure = collage(panels)
         with write_atomically(output / "summary.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+            drawn(figure).save(temporary, format="PNG")
 
 
 def as_markdown(rows: Sequence[dict[str, str]]) -> str:

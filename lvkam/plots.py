@@ -1,15 +1,15 @@
-"""Pictures: grids of images, pair plots, the course of a training, temperatures. No display is needed, and no torch."""
+"""Pictures of data and of a training: grids of images, pair plots, losses. No display is needed, and no torch."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:  # what draws no curves does not wait for it
     from matplotlib.figure import Figure
@@ -20,24 +20,42 @@ MOST_IMAGES = 144
 SMALLEST_SIDE = 56
 """Images are enlarged, by a whole factor, until they are about as wide as this many pixels."""
 
-
 MOST_COLUMNS, MOST_POINTS = 6, 5000
 """A pair plot shows the first so many columns and rows."""
+
+WIDEST = 480
+"""Pixels across a moving picture."""
+
+DPI = 110
+"""Of figures written as pixels."""
 
 SPAN = 4
 """Standard deviations to either side of the mean, on its axes."""
 
-BLUE = "#0072B2"
+BLUE, ORANGE, GREEN, PURPLE = COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+"""Told apart by the colour-blind too (Okabe and Ito 2008)."""
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    """Panels, (rows, columns), in a figure of a size in inches, drawn without a display."""
+def new_figure(
+    rows: int, columns: int, size: tuple[float, float], widths: Sequence[float] | None = None
+) -> tuple[Figure, np.ndarray]:
+    """Panels, (rows, columns), in a figure of a size in inches, drawn without a display; columns as wide as told."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
+
+
+def drawn(figure: Figure) -> Image.Image:
+    """A figure as RGB pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def image_grid(images: np.ndarray) -> Image.Image:
@@ -68,6 +86,42 @@ def save_image_grid(path: Path, images: np.ndarray) -> None:
     image_grid(images).save(path, format="PNG")
 
 
+def sheet_figure(images: np.ndarray) -> Figure:
+    """`image_grid` as a figure, for files that hold no pixels."""
+    sheet = image_grid(images)
+    figure, ((axes,),) = new_figure(1, 1, (sheet.width / DPI, sheet.height / DPI))
+    figure.set_layout_engine(None)
+    axes.set_position((0, 0, 1, 1))
+    axes.imshow(np.asarray(sheet), cmap="gray", vmin=0, vmax=255)
+    axes.set_axis_off()
+    return figure
+
+
+def save_evolution(path: Path, epochs: Sequence[int], pictures: Iterable[np.ndarray]) -> None:
+    """Write an animated GIF of a model's samples while it learns, its last picture held for two seconds.
+
+    Args:
+        path: the GIF file, whatever it ends with.
+        epochs: T, written above the pictures.
+        pictures: T of them, (H, W) or (H, W, 3), 8 bits; reduced to `WIDEST` pixels, and to the first one's size.
+    """
+
+    def frames() -> Iterator[Image.Image]:
+        size, strip = None, 24
+        for epoch, pixels in zip(epochs, pictures, strict=True):
+            picture = Image.fromarray(pixels).convert("L" if pixels.ndim == 2 else "RGB")
+            shrink = max(1.0, picture.width / WIDEST)
+            size = size or (round(picture.width / shrink), round(picture.height / shrink))
+            sheet = Image.new(picture.mode, (size[0], size[1] + strip), "white")
+            sheet.paste(picture.resize(size, Image.Resampling.LANCZOS), (0, strip))
+            ImageDraw.Draw(sheet).text((6, 3), f"epoch {epoch}", fill="black", font_size=15)
+            yield sheet.quantize(64)
+
+    each = min(400, max(40, 8000 // len(epochs) // 10 * 10))  # GIF counts hundredths of a second
+    durations, others = [each] * (len(epochs) - 1) + [2000], frames()
+    next(others).save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+
+
 def collage(panels: Sequence[tuple[str, np.ndarray]]) -> Figure:
     """Samples of several models side by side, each with its title: images as a grid, tables by their first columns.
 
@@ -76,7 +130,7 @@ def collage(panels: Sequence[tuple[str, np.ndarray]]) -> Figure:
     """
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure, all_axes = _figure(rows, columns, (3 * columns, 3.3 * rows))
+    figure, all_axes = new_figure(rows, columns, (3 * columns, 3.3 * rows))
     for axes in all_axes.flat:
         axes.set_axis_off()
     for axes, (title, samples) in zip(all_axes.flat, panels, strict=False):
@@ -100,7 +154,7 @@ def pair_plot(table: np.ndarray, columns: Sequence[str], mean: np.ndarray, std: 
         std: (D,).
     """
     shown, table = min(MOST_COLUMNS, table.shape[1]), table[:MOST_POINTS]
-    figure, panels = _figure(shown, shown, (1.5 + 1.7 * shown, 1.2 + 1.7 * shown))
+    figure, panels = new_figure(shown, shown, (1.5 + 1.7 * shown, 1.2 + 1.7 * shown))
     low, high = mean - SPAN * std, mean + SPAN * std
     size = min(7.0, max(2.5, 120 / math.sqrt(len(table))))  # few points can be seen, and many told apart
     for row in range(shown):
@@ -117,76 +171,44 @@ def pair_plot(table: np.ndarray, columns: Sequence[str], mean: np.ndarray, std: 
                 axes.plot(table[:, column], table[:, row], ".", markersize=size, alpha=0.5, color=BLUE, mew=0)
                 axes.set(xlim=(low[column], high[column]), ylim=(low[row], high[row]))
             if row == shown - 1 and column <= row:
-                axes.set_xlabel(_short(columns[column]), fontsize=9)
+                axes.set_xlabel(short_name(columns[column]), fontsize=9)
             if column == 0:
-                axes.set_ylabel(_short(columns[row]), fontsize=9)
+                axes.set_ylabel(short_name(columns[row]), fontsize=9)
     if shown < len(columns):
         figure.suptitle(f"the first {shown} of {len(columns)} columns", fontsize=9)
     return figure
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """A column's name as a figure has room for."""
     # a dollar sign would begin mathematics
     return (name if len(name) <= 20 else f"{name[:19]}…").replace("$", r"\$")
 
 
-def temperatures_figure(
-    temperatures: np.ndarray,
-    integrand: np.ndarray,
-    powers: Sequence[tuple[float, np.ndarray, np.ndarray]],
-    coordinate: int,
-) -> Figure:
-    """Thermodynamic integration: the integrand with its trapezoids, and power posteriors of one coordinate.
-
-    Args:
-        temperatures: t_k, (T+1,).
-        integrand: E_bk, (T+1, B), in nats.
-        powers: some t, each with draws of the coordinate and their weights, from the power posterior of one image.
-        coordinate: which one it is.
-    """
-    import matplotlib
-
-    figure, (panels,) = _figure(1, 3, (11, 3.4))
-    mean = integrand.mean(1)
-    for axes, x, label in (
-        (panels[0], temperatures, "t"),
-        (panels[1], np.linspace(0, 1, len(temperatures)), "k/T, at which t = (k/T)^p"),
-    ):
-        axes.plot(x, integrand, color="0.75", linewidth=0.8)
-        axes.plot(x, mean, color=BLUE, linewidth=1.8, label=f"mean of {integrand.shape[1]} images")
-        axes.set(xlabel=label, ylabel="E_t[log p(x|z)] (nats)")
-    area = float(np.trapezoid(mean, temperatures))
-    panels[0].fill_between(temperatures, mean, 0, color=BLUE, alpha=0.12)
-    panels[0].vlines(temperatures, mean, 0, color=BLUE, linewidth=0.4, alpha=0.5)
-    panels[0].set_title(f"area of the trapezoids: mean log p(x) = {area:.2f}", fontsize=9)
-    panels[1].legend(frameon=False)
-    edges = np.linspace(min(z.min() for _, z, _ in powers), max(z.max() for _, z, _ in powers), 26)
-    for index, (t, z, weights) in enumerate(powers):
-        colour = matplotlib.colormaps["viridis"](0.9 * index / max(1, len(powers) - 1))
-        panels[2].stairs(
-            np.histogram(z, edges, weights=weights, density=True)[0], edges, color=colour, label=f"t = {t:.2g}"
-        )
-    panels[2].set(xlabel=f"latent coordinate {coordinate}", ylabel="density")
-    panels[2].set_title("power posteriors of one image", fontsize=9)
-    panels[2].legend(frameon=False, fontsize=8)
-    return figure
-
-
 def save_loss_curve(csv_path: Path, png_path: Path) -> None:
-    """Draw `loss.csv`: losses, test NLL and effective sample size by epoch, epochs with grid updates marked."""
+    """Draw `loss.csv`."""
+    with csv_path.open(newline="", encoding="utf-8") as file:
+        figure = loss_figure(list(csv.DictReader(file)))
+    drawn(figure).save(png_path, format="PNG")
+
+
+def loss_figure(rows: Sequence[Mapping[str, str]]) -> Figure:
+    """Rows of `loss.csv`: losses, test NLL and effective sample size by epoch, epochs with grid updates marked.
+
+    Epoch 0, before any training, is told in words where there are two others: beside it all of them look alike.
+    """
     from matplotlib.ticker import MaxNLocator
 
-    with csv_path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    before, rows = (rows[0], rows[1:]) if len(rows) > 2 else (None, rows)
     epochs = [int(row["Epoch"]) for row in rows]
-    figure, (panels,) = _figure(1, 3, (11, 3.4))
+    figure, (panels,) = new_figure(1, 3, (11, 3.4))
     curves = (
         (("Train Loss", "Test Loss"), "loss"),
         (("Test NLL",), "test NLL (nats)"),
         (("Effective Sample Size",), "effective sample size"),
     )
     for axes, (columns, label) in zip(panels, curves, strict=True):
-        for column, colour, marker in zip(columns, (BLUE, "#D55E00"), ("o", "s"), strict=False):
+        for column, colour, marker in zip(columns, (BLUE, ORANGE), ("o", "s"), strict=False):
             values = [float(row[column]) for row in rows]
             axes.plot(epochs, values, color=colour, marker=marker, markersize=4, label=column)
         for epoch, row in zip(epochs, rows, strict=True):
@@ -197,4 +219,7 @@ def save_loss_curve(csv_path: Path, png_path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(columns) > 1:
             axes.legend(frameon=False)
-    figure.savefig(png_path, format="png", dpi=110)
+    if before is not None:
+        words = (f"{column.lower()} {float(before[column]):.4g}" for columns, _ in curves for column in columns)
+        figure.suptitle(f"before training: {', '.join(words)}".replace("nll", "NLL"), fontsize=9)
+    return figure

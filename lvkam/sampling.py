@@ -210,7 +210,7 @@ def inverse_transform(
     nodes = _windows(table.nodes, num_nodes * coordinates + first)
     log_density = _windows(table.log_density, num_nodes * row + first)
     # kernels of one step each: fused into one, whatever a gather needs would be computed again for it
-    cdf = compiler(_cell_cdf)(nodes, log_density)
+    cdf = compiler(cell_cdf)(nodes, log_density)
     total = cdf[..., -1]
     aim = share.to(cdf.dtype).clamp(0, 1) * total
     # the first cell that reaches past the aim; at the very end the last one that has mass
@@ -232,7 +232,7 @@ def _windows(values: Tensor, first: Tensor) -> Tensor:
     return windows.index_select(0, first.flatten()).unflatten(0, first.shape)
 
 
-def _cell_cdf(nodes: Tensor, log_density: Tensor) -> Tensor:
+def cell_cdf(nodes: Tensor, log_density: Tensor) -> Tensor:
     """Cumulative masses of cells, up to a common factor: (..., n) -> (..., n-1)."""
     mass, _ = _cells(nodes, log_density, torch.exp(log_density - log_density.amax(-1, keepdim=True)))
     return mass.cumsum(-1)

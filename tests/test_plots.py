@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from lvkam.plots import (
     MOST_COLUMNS,
     MOST_IMAGES,
     MOST_POINTS,
     SMALLEST_SIDE,
+    WIDEST,
     image_grid,
     pair_plot,
+    save_evolution,
     save_image_grid,
     save_loss_curve,
-    temperatures_figure,
 )
 from lvkam.progress import EpochRecord
 from lvkam.run_folder import write_losses
@@ -113,23 +114,6 @@ def test_the_curve_shows_losses_and_grid_updates(tmp_path: Path) -> None:
     assert not np.array_equal(plain, draw(tmp_path, [5.0, 4.0, 3.0], updated=True))
 
 
-def test_the_temperatures_figure_integrates_the_mean_by_trapezoids() -> None:
-    temperatures = np.linspace(0, 1, 5) ** 2
-    integrand = np.stack([-50 + 30 * temperatures, -60 + 30 * temperatures], axis=1)  # straight lines: exact
-    rng = np.random.default_rng(0)
-    powers = [(t, rng.normal(size=99), rng.random(99)) for t in (0.0, 1.0)]
-    figure = temperatures_figure(temperatures, integrand, powers, 7)
-    first, second, third = figure.axes
-    assert first.get_title() == "area of the trapezoids: mean log p(x) = -40.00"
-    mean = second.lines[-1]
-    assert np.allclose(mean.get_xdata(), np.linspace(0, 1, 5))
-    assert np.allclose(mean.get_ydata(), integrand.mean(1))
-    assert third.get_xlabel() == "latent coordinate 7"
-    legend = third.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["t = 0", "t = 1"]
-
-
 @pytest.mark.parametrize("columns", [1, 2, 4])
 def test_a_pair_plot_shows_every_pair_once(columns: int) -> None:
     table = np.random.default_rng(0).standard_normal((500, columns)) * 10.0 ** np.arange(columns)
@@ -164,3 +148,30 @@ def test_a_pair_plot_of_many_columns_and_rows_shows_the_first() -> None:
     assert max(len(axes.lines[0].get_xdata()) for axes in figure.axes if axes.lines) == MOST_POINTS  # type: ignore[arg-type]
     assert figure.get_suptitle() == f"the first {MOST_COLUMNS} of {MOST_COLUMNS + 2} columns"
     assert {len(axes.get_ylabel()) for axes in figure.axes if axes.get_ylabel()} == {20}
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"), [((60, 90), 1), ((60, 90), 50), ((60, 90, 3), 3), ((60, 90, 3), 50), ((700, 960), 3)]
+)
+def test_the_moving_picture_has_a_frame_an_epoch(shape: tuple[int, ...], count: int, tmp_path: Path) -> None:
+    pictures = [np.full(shape, 250 * n // count, np.uint8) for n in range(count)]
+    if len(shape) == 3:  # from green to red
+        for picture in pictures:
+            picture[..., 1] = 255 - picture[..., 0]
+    save_evolution(tmp_path / "a", [10 * n for n in range(count)], iter(pictures))
+    with Image.open(tmp_path / "a") as moving:
+        assert moving.format == "GIF"
+        frames = [
+            (frame.info["duration"], np.asarray(frame.convert("RGB"))) for frame in ImageSequence.Iterator(moving)
+        ]
+        assert moving.info["loop"] == 0
+    assert [duration for duration, _ in frames] == [160 if count == 50 else 400] * (count - 1) + [2000]
+    width = min(shape[1], WIDEST)
+    height = shape[0] * width // shape[1]
+    for (_, frame), picture in zip(frames, pictures, strict=True):
+        assert frame.shape == (height + 24, width, 3)
+        shown = np.broadcast_to(picture[0, 0], 3).astype(int)
+        assert np.abs(frame[24:] - shown).max() <= 4
+    strips = [frame[:24] for _, frame in frames]  # black on white
+    assert all(strip.min() < 100 and np.median(strip) > 250 for strip in strips)
+    assert len({strip.tobytes() for strip in strips}) == count
