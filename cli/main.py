@@ -23,11 +23,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 COMMANDS = {
     "train": "Train a model from an INI file.",
     "sample": "Draw images from a trained model.",
-    "evaluate": "Estimate the likelihood of test images.",
+    "evaluate": "Measure likelihood and quality.",
     "plot": "Draw what a model has learnt.",
+    "report": "Write a page about a run, or compare several.",
     "info": "Show what a checkpoint holds, and verify it.",
     "check": "Resolve a configuration; train nothing.",
     "data": "Fetch or verify a data set, and draw it.",
+    "fit-features": "Fit a classifier to measure samples with.",
     "experiments": "Train a matrix of models, and compare them.",
 }
 
@@ -43,7 +45,7 @@ class LazyGroup(click.Group):
         """Import `lvkam_cli.<command>`, whose function `command` it is."""
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"lvkam_cli.{cmd_name}").command
+        return importlib.import_module(f"lvkam_cli.{cmd_name.replace('-', '_')}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""

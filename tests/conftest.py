@@ -125,6 +125,17 @@ def idx(array: np.ndarray) -> bytes:
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
+def few_of_mnist(folder: Path, num_train: int, num_test: int) -> Path:
+    """A data folder with an MNIST of some of its images, drawn: its first test images are easier than the others."""
+    (raw := folder / "MNIST" / "raw").mkdir(parents=True)
+    for split, prefix, number in (("train", "train", num_train), ("test", "t10k", num_test)):
+        images = sources.arrays_of("MNIST")[split]
+        chosen = np.random.default_rng(0).permutation(images.shape[0])[:number]
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images.read(0, images.shape[0])[chosen]))
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(sources.labels_of("MNIST", split)[chosen]))
+    return folder
+
+
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
     """Fail, rather than wait for ever."""

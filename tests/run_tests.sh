@@ -7,6 +7,10 @@ bash setup/setup.sh
 if ! command -v c++ >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     { apt-get update -q && apt-get install -q -y g++; } >/dev/null 2>&1 || echo "run_tests: no C++ compiler could be installed"
 fi
+# Reports are opened in a browser where there is one; likewise.
+if ! command -v chromium chromium-browser google-chrome >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    { apt-get update -q && apt-get install -q -y chromium; } >/dev/null 2>&1 || echo "run_tests: no Chromium could be installed"
+fi
 bin=.venv/bin
 $bin/ruff check .
 $bin/ruff format --check .

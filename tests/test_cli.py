@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib
 import json
 import math
 import os
@@ -19,13 +20,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from PIL import Image
 
-from lvkam.build import STEPS_THAT_REPAY, build_model
+from lvkam.build import STEPS_THAT_REPAY, build_model, save_model
 from lvkam.config import parse_config
+from lvkam.interruption import Interruption
 from lvkam.plots import MOST_IMAGES, image_grid
 from tests.conftest import (
     REPOSITORY,
+    few_of_mnist,
     h5_arrays,
     require_compiler,
     reseal,
@@ -36,7 +40,9 @@ from tests.conftest import (
 from tests.test_compilation import without_compiler
 
 PROGRAM = [str(Path(sys.executable).with_name("lvkam"))]
-COMMANDS = ["train", "sample", "evaluate", "plot", "info", "check", "data", "experiments"]
+COMMANDS = [
+    "train", "sample", "evaluate", "plot", "report", "info", "check", "data", "fit-features", "experiments",
+]  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LVKAM_DATA_DIR": ""}
 
 
@@ -52,6 +58,14 @@ def lvkam(
         timeout=120,
         check=False,
     )
+
+
+def invoked(*arguments: str) -> Result:
+    """A command that succeeds, in this process, which has torch already."""
+    cli = importlib.import_module("lvkam_cli.main").cli
+    done = CliRunner().invoke(cli, arguments, obj=Interruption(), catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    return done
 
 
 def settings(*overrides: str) -> list[str]:
@@ -193,6 +207,32 @@ def test_an_estimate_that_is_not_to_be_trusted_says_so(folder: Path) -> None:
     )
 
 
+def test_evaluate_by_all_metrics(folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lvkam.features.STEPS", 20)
+    few, checkpoint = few_of_mnist(tmp_path / "data", 1000, 200), str(run_of(folder) / "ckpt.h5")
+    fitted = invoked("fit-features", "MNIST", "--size", "7,7", "--data-dir", str(few))
+    assert fitted.stderr.startswith("fitting a classifier to MNIST at 7x7; it is kept in ")
+    name = re.match(r"name      (lenet-[0-9a-f]{8})\naccuracy  \d+\.\d\d % of the test images\nfile  ", fitted.stdout)
+    assert name is not None
+    arguments = ("evaluate", checkpoint, "--num-images", "20", "--data-dir", str(few), "--num-generated", "50")
+    done = invoked(*arguments, "--metrics", "all", "--json")
+    assert "fitting" not in done.stderr
+    found = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert {"nll_nats", "kid", "fid", "precision", "recall", "density", "coverage", "metrics"} <= set(found)
+    assert found["features"] == name[1]
+    text = invoked(*arguments, "--metrics", "fid,recall").stdout
+    assert "NLL" not in text
+    lines = text.splitlines()
+    assert lines[0].split()[-1] == "noise"
+    expected = [f"FID({name[1]})", f"recall({name[1]})", "FID(pca49)", "recall(pca49)"]
+    assert [line.split()[0] for line in lines[1:5]] == expected
+    done = lvkam("evaluate", checkpoint, "--metrics", "fud", cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: metrics: fud; must be all, or out of nll, kid, ")
+    done = lvkam("fit-features", "MNIST", "--size", "3", cwd=folder)
+    assert (done.returncode, "3: must be two integers, H,W" in done.stderr) == (2, True)
+
+
 def test_plot_temperatures(folder: Path, tmp_path: Path) -> None:
     arguments = ("plot", run_of(folder) / "ckpt.h5", "--what", "temperatures", "--num-images", "3")
     done = lvkam(*arguments, cwd=tmp_path)
@@ -201,6 +241,60 @@ def test_plot_temperatures(folder: Path, tmp_path: Path) -> None:
     refused = lvkam(*arguments, cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == "error: temperatures.png: exists already; give --overwrite to replace it\n"
+
+
+def test_pictures_while_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(REPOSITORY / "nist_config.ini", tmp_path)
+
+    overrides = (*settings(), "--set", "TRAINING.gen_every=2")
+    assert invoked("train", "nist_config.ini", *overrides, "--tensorboard", "--output", "run").stdout == "run\n"
+    assert sorted(path.name for path in Path("run/evolution").iterdir()) == ["epoch_00000.png", "epoch_00002.png"]
+    assert len(list(Path("run/tensorboard").iterdir())) == 1
+    assert invoked("plot", "run/ckpt.h5", "--what", "evolution").stdout == "evolution.gif\n"
+    with Image.open("evolution.gif") as moving:
+        assert (moving.format, getattr(moving, "n_frames", 1)) == ("GIF", 2)
+
+
+def test_pictures_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse_config("", "test", small_overrides())
+    save_model(Path("ckpt.h5"), build_model(config, 49), config, (7, 7))
+    Path("here").mkdir()
+    run = importlib.import_module("lvkam_cli.main")._run
+
+    def invoked(*arguments: str) -> tuple[int, str, str]:  # in this process, which has torch already
+        monkeypatch.setattr(sys, "argv", ["lvkam", "plot", "ckpt.h5", "--what", *arguments])
+        status, said = run(Interruption()), capsys.readouterr()
+        return status, said.out, said.err
+
+    assert invoked("functions,traversal", "--format", "svg", "--coordinates", "3, 1", "--output", "here") == (
+        0, "here/functions.svg\nhere/traversal.svg\n", "",
+    )  # fmt: skip
+    assert {path.name for path in Path("here").iterdir()} == {"functions.svg", "traversal.svg"}
+    assert all(path.read_bytes().startswith(b"<?xml") for path in Path("here").iterdir())
+    assert invoked("samples", "--output", "here/a.PDF", "--format", "svg") == (0, "here/a.PDF\n", "")
+    before = sorted(tmp_path.rglob("*"))
+    refused = {
+        ("prior,samples", "--output", "a.png"): "error: a.png/prior.png: there is no folder a.png\n",
+        ("prior,samples", "--output", "ckpt.h5"): "error: ckpt.h5/prior.png: there is no folder ckpt.h5\n",
+        ("prior", "--output", "there/a.png"): "error: there/a.png: there is no folder there\n",
+        ("prior", "--output", "here"): "error: here: is a folder\n",
+        # before anything is drawn, whatever else could be
+        ("functions,prior", "--coordinates", "0,99"): "error: ckpt.h5: coordinate 99: its model has 0 to 3\n",
+        ("all", "--coordinates", "4"): "error: ckpt.h5: coordinate 4: its model has 0 to 3\n",
+        ("prior", "--coordinates", "1,1"): "Error: Invalid value for '--coordinates': '1,1' names one twice\n",
+        ("prior,prior",): "Error: Invalid value for '--what': 'prior,prior' names one twice\n",
+        ("prior,mood",): "Error: Invalid value for '--what': 'mood' is not one of 'prior', 'functions', ",
+        ("",): "Error: Invalid value for '--what': '' is not one of 'prior', 'functions', ",
+    }
+    for arguments, message in refused.items():
+        status, out, err = invoked(*arguments)
+        assert (status, out) == (2, ""), arguments
+        assert err.partition("\n\n")[2].startswith(message) if message[0] == "E" else err == message
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import re
 import shutil
 from pathlib import Path
 
@@ -22,3 +23,11 @@ def test_the_loop_of_ones_own_runs_and_is_short(tmp_path: Path, monkeypatch: pyt
     code = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith((">>>", "..."))]
     assert len(code) < 15
     assert read_checkpoint(tmp_path / "own.h5").image_shape == (8, 8)
+
+
+@pytest.mark.parametrize(
+    "page", [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))], ids=lambda p: p.name
+)
+def test_every_picture_and_page_that_is_linked_is_there(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []

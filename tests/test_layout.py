@@ -19,7 +19,9 @@ FLOORS = {
     "lvkam.sampling": 0,
     "lvkam.standardisation": 0,
     "lvkam.line_search": 0,
+    "lvkam.metrics": 0,
     "lvkam.plots": 0,
+    "lvkam.charts": 0,
     "lvkam.progress": 0,
     "lvkam.interruption": 0,
     "lvkam.writing": 0,
@@ -30,6 +32,7 @@ FLOORS = {
     "lvkam.readers": 2,
     "lvkam.checkpoint": 2,
     "lvkam.run_folder": 2,
+    "lvkam.monitoring": 3,
     "lvkam.prior": 2,
     "lvkam.descent": 2,
     "lvkam.generator": 2,
@@ -39,15 +42,26 @@ FLOORS = {
     "lvkam.annealing": 3,
     "lvkam.model": 3,
     "lvkam.data": 4,
+    "lvkam.page_model": 4,
     "lvkam.objectives": 4,
     "lvkam.evidence": 4,
+    "lvkam.inspection": 4,
     "lvkam.training": 5,
     "lvkam.build": 6,
+    "lvkam.function_figures": 5,
+    "lvkam.latent_figures": 5,
+    "lvkam.features": 6,
     "lvkam.experiment": 7,
     "lvkam.description": 8,
-    "lvkam.inference": 8,
-    "lvkam.matrix": 9,
-    "lvkam_cli": 10,
+    "lvkam.quality": 8,
+    "lvkam.inference": 9,
+    "lvkam.subject": 10,
+    "lvkam.pictures": 11,
+    "lvkam.matrix": 10,
+    "lvkam.summary": 10,
+    "lvkam.exhibits": 11,
+    "lvkam.report": 12,
+    "lvkam_cli": 13,
 }
 MATHEMATICS = (
     "splines", "sampling", "univariate", "annealing", "prior", "generator", "model", "objectives", "evidence",
@@ -79,7 +93,7 @@ def test_a_file_imports_only_from_lower_floors(path: Path) -> None:
         assert FLOORS[name] < own, f"{path.name} (floor {own}) imports {name} (floor {FLOORS[name]})"
 
 
-@pytest.mark.parametrize("name", [*MATHEMATICS, "line_search", "descent"])
+@pytest.mark.parametrize("name", [*MATHEMATICS, "line_search", "descent", "metrics"])
 def test_mathematical_files_open_with_an_equation_and_the_shape_letters(name: str) -> None:
     head = ast.get_docstring(ast.parse((REPOSITORY / "lvkam" / f"{name}.py").read_text(encoding="utf-8")))
     assert head is not None
@@ -93,8 +107,9 @@ def test_floors_0_to_4_and_the_whole_stay_small() -> None:
     # 1,500 was the aim before there were fast paths beside the plain ones, annealing, and functions to search along
     assert sum(lines[path] for path in mathematics) <= 2480
     # 5,000 is the aim, missed since a run can be taken up again to the bit and a checkpoint is trusted in nothing, and
-    # by seven more optimisers, four line searches, files of one's own that are trusted in nothing, and the matrix
-    assert sum(lines.values()) <= 9200
+    # by seven more optimisers, four line searches, files of one's own that are trusted in nothing, the matrix, and
+    # by pictures, metrics with their controls and reports
+    assert sum(lines.values()) <= 12800
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.stem}")
