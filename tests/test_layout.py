@@ -93,7 +93,7 @@ def test_a_file_imports_only_from_lower_floors(path: Path) -> None:
         assert FLOORS[name] < own, f"{path.name} (floor {own}) imports {name} (floor {FLOORS[name]})"
 
 
-@pytest.mark.parametrize("name", [*MATHEMATICS, "line_search", "descent", "metrics"])
+@pytest.mark.parametrize("name", [*MATHEMATICS, "line_search", "descent", "inspection", "metrics"])
 def test_mathematical_files_open_with_an_equation_and_the_shape_letters(name: str) -> None:
     head = ast.get_docstring(ast.parse((REPOSITORY / "lvkam" / f"{name}.py").read_text(encoding="utf-8")))
     assert head is not None
@@ -109,7 +109,7 @@ def test_floors_0_to_4_and_the_whole_stay_small() -> None:
     # 5,000 is the aim, missed since a run can be taken up again to the bit and a checkpoint is trusted in nothing, and
     # by seven more optimisers, four line searches, files of one's own that are trusted in nothing, the matrix, and
     # by pictures, metrics with their controls and reports
-    assert sum(lines.values()) <= 12800
+    assert sum(lines.values()) <= 12650
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.stem}")
