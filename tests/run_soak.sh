@@ -7,6 +7,6 @@ report=$(mktemp)
 trap 'rm -f "$report"' EXIT
 start=$(date +%s)
 LVKAM_SOAK=1 LVKAM_SOAK_REPORT="$report" OMP_NUM_THREADS=1 \
-    .venv/bin/python -m pytest tests/reliability -n 2 --dist worksteal "$@"
+    .venv/bin/python -m pytest tests/reliability -m "slow or not slow" -n 2 --dist worksteal "$@"
 .venv/bin/python -m tests.reliability.harness "$report"
 echo "$(( $(date +%s) - start )) s"

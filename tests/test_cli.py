@@ -176,25 +176,25 @@ def test_evaluate(folder: Path) -> None:
 
 
 def test_evaluate_by_annealing(folder: Path) -> None:
-    arguments = ("evaluate", run_of(folder) / "ckpt.h5", "--num-images", "5")
+    arguments = ("evaluate", str(run_of(folder) / "ckpt.h5"), "--num-images", "5")
     annealed = (*arguments, "--estimator", "annealed", "--num-samples", "8", "--num-temps", "20")
-    done = lvkam(*annealed, "--json", cwd=folder)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = invoked(*annealed, "--json")
+    assert done.stderr == ""
     found = json.loads(done.stdout)
     assert (found["estimator"], found["num_temps"], found["num_repetitions"]) == ("annealed", 20, 20)
     assert 0 < found["acceptance"] <= 1
-    plain = json.loads(lvkam(*arguments, "--num-samples", "5000", "--json", cwd=folder).stdout)
+    plain = json.loads(invoked(*arguments, "--num-samples", "5000", "--json").stdout)
     # estimates of one figure, both right: 4 standard errors and room for the bias of a logarithm
     error = math.hypot(found["nll_stderr"], plain["nll_stderr"])
     assert abs(found["nll_nats"] - plain["nll_nats"]) < 4 * error + 0.02
-    text = lvkam(*annealed, cwd=folder).stdout
+    text = invoked(*annealed).stdout
     assert f"of {8 * 20} (annealed)\n" in text
     assert f"accepted moves         {100 * found['acceptance']:.0f} %, at 20 temperatures\n" in text
-    still = lvkam(*annealed, "--moves", "0", "--json", cwd=folder)
+    still = invoked(*annealed, "--moves", "0", "--json")
     assert json.loads(still.stdout)["acceptance"] is None
     # at one temperature there is nothing to move at
     once = (*arguments, "--estimator", "annealed", "--num-samples", "100", "--num-temps", "1", "--json")
-    assert json.loads(lvkam(*once, cwd=folder).stdout, parse_constant=pytest.fail)["acceptance"] is None
+    assert json.loads(invoked(*once).stdout, parse_constant=pytest.fail)["acceptance"] is None
 
 
 def test_an_estimate_that_is_not_to_be_trusted_says_so(folder: Path) -> None:
@@ -307,10 +307,12 @@ def test_pictures_of_a_checkpoint(
         ("num_temps=-1",),
     ],
 )
-def test_every_way_of_training_runs(overrides: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
+def test_every_way_of_training_runs(
+    overrides: tuple[str, ...], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     keys = [f"THERMODYNAMIC_INTEGRATION.{override}" for override in overrides]
-    done = lvkam("train", folder / "nist_config.ini", *settings("TRAINING.N_epochs=1", *keys), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = invoked("train", str(folder / "nist_config.ini"), *settings("TRAINING.N_epochs=1", *keys))
     method = "Vanilla" if overrides == ("num_temps=-1",) else "Thermodynamic"
     assert done.stdout == f"logs/{method}/uniform/MNIST_1\n"
 
@@ -724,29 +726,29 @@ def test_bad_data_is_one_message_and_status_2(command: str, name: str, folder: P
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
-def test_a_table_from_end_to_end(folder: Path, tmp_path: Path) -> None:
+def test_a_table_from_end_to_end(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     table = write_table(tmp_path / "my table.csv")
     overrides = [w for o in table_overrides(Path("my table.csv")) for w in ("--set", o)]
-    done = lvkam("train", folder / "nist_config.ini", *overrides, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "logs/Thermodynamic/uniform/my table_1\n"), done.stderr
+    done = invoked("train", str(folder / "nist_config.ini"), *overrides)
+    assert done.stdout == "logs/Thermodynamic/uniform/my table_1\n"
     assert done.stderr.startswith("my table.csv, 3 columns, 200 rows, columns standardised; ")
     run = tmp_path / "logs/Thermodynamic/uniform/my table_1"
-    described = json.loads(lvkam("info", run / "ckpt.h5", "--json", cwd=tmp_path).stdout)
+    described = json.loads(invoked("info", str(run / "ckpt.h5"), "--json").stdout)
     assert (described["columns"], described["image_shape"]) == (["length", "width", "$speed$"], [3])
-    assert lvkam("sample", run / "ckpt.h5", "-n", "300", cwd=tmp_path).returncode == 0
+    invoked("sample", str(run / "ckpt.h5"), "-n", "300")
     samples = h5_arrays(tmp_path / "samples.h5")["samples"]
     assert samples.shape == (300, 3)
     assert (np.abs(samples.mean(0) - table.mean(0)) < 3 * table.std(0)).all()
-    evaluate = ("evaluate", run / "ckpt.h5", "--num-samples", "50")
+    evaluate = ("evaluate", str(run / "ckpt.h5"), "--num-samples", "50")
     done = lvkam(*evaluate, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"error: {run / 'ckpt.h5'}: its model was trained with files of one's own: name the data with --data\n"
     )
-    done = lvkam(*evaluate, "--data", "my table.csv", "--json", "--per-image", "rows.csv", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = invoked(*evaluate, "--data", "my table.csv", "--json", "--per-image", "rows.csv")
     assert json.loads(done.stdout)["num_images"] == 30  # what it has not seen
-    done = lvkam(*evaluate, "--data", "my table.csv", cwd=tmp_path)
+    done = invoked(*evaluate, "--data", "my table.csv")
     assert re.match(r"NLL {20}-?\d+\.\d{3} \+- \d+\.\d{3} nats a row\n", done.stdout)
     assert "30 of my table.csv; columns standardised; without the first 200\n" in done.stdout
     assert (tmp_path / "rows.csv").read_text().splitlines()[0].startswith("Row,")

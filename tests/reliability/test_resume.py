@@ -110,6 +110,7 @@ def test_a_training_out_of_time_is_prolonged_to_the_same_bits(tmp_path: Path) ->
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_compiled_training_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
     require_compiler()
     overrides = ("TRAINING.compile=true", "TRAINING.N_epochs=2", "TRAINING.verbose=true")
