@@ -34,8 +34,8 @@ if [ -x .venv/bin/lvkam ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ]
     exit 0
 fi
 
-echo "setup: installing into .venv with $("$python" --version); torch and its companions are about 0.4 GB to" \
-    "download and 1.3 GB on disk (more where the index offers a GPU build): half a minute to a few minutes"
+echo "setup: installing into .venv with $("$python" --version); torch and its companions are about 0.5 GB to" \
+    "download and 1.9 GB on disk (more where the index offers a GPU build): half a minute to a few minutes"
 rm -f "$stamp"
 "$python" -m venv --clear .venv
 log=$(mktemp)
