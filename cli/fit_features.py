@@ -22,8 +22,17 @@ def _size(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int,
     return height, width
 
 
+def _labelled(_: click.Context, __: click.Parameter, name: str) -> str:
+    """A data set with labels: those known by name have them."""
+    from lvkam.sources import SOURCES
+
+    if name not in SOURCES:
+        raise click.BadParameter(f"{name!r} is not one of {', '.join(SOURCES)}.")
+    return name
+
+
 @click.command("fit-features")
-@click.argument("name", type=click.Choice(["MNIST", "FMNIST", "CIFAR10", "SVHN"]))
+@click.argument("name", callback=_labelled)
 @click.option("--size", metavar="H,W", callback=_size, help="Size of the images; the native one by default.")
 @overwrite_option
 @data_dir_option

@@ -33,8 +33,9 @@ from lvkam.page_model import (
     quantile_levels,
     quantile_payload,
 )
-from lvkam.plots import SMALLEST_SIDE, image_grid, pair_plot
+from lvkam.plots import SMALLEST_SIDE
 from lvkam.progress import EpochRecord
+from lvkam.run_folder import picture_of
 from lvkam.subject import Subject
 from lvkam.summary import Run
 
@@ -115,21 +116,16 @@ def _number_of(most: int, numbers: int) -> int:
     return max(1, min(most, MOST_NUMBERS // numbers))
 
 
-def _data_uri(png: io.BytesIO) -> str:
+def _data_uri(picture: Image.Image) -> str:
+    png = io.BytesIO()
+    picture.save(png, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode('ascii')}"
 
 
 def sheet(run: Run, x: np.ndarray) -> str:
     """The first images, or a pair plot of rows, (N, D)."""
-    of_table, png = run.checkpoint.standardisation, io.BytesIO()
-    if of_table is None:
-        image_grid(x[: _number_of(NUM_SAMPLES, x.shape[1])].reshape(-1, *run.shape)).save(
-            png, format="PNG", optimize=True
-        )
-    else:
-        rows = of_table.restore(x[:NUM_ROWS])
-        pair_plot(rows, of_table.columns, of_table.mean, of_table.std).savefig(png, format="png", dpi=90)
-    return _data_uri(png)
+    count = NUM_ROWS if run.is_table else _number_of(NUM_SAMPLES, x.shape[1])
+    return _data_uri(picture_of(x[:count], run.shape, run.checkpoint.standardisation))
 
 
 def strip(images: np.ndarray, shape: tuple[int, ...]) -> str:
@@ -138,9 +134,7 @@ def strip(images: np.ndarray, shape: tuple[int, ...]) -> str:
     pixels = np.round(255 * np.clip(images.reshape(-1, *shape[:2], math.prod(shape[2:])), 0, 1)).astype(np.uint8)
     pixels = np.concatenate((pixels, np.full_like(pixels[..., :1], 255)), -1)  # opaque, but for the gaps
     pixels = np.pad(pixels.repeat(factor, 1).repeat(factor, 2), ((0, 0), (0, 0), (0, gap), (0, 0)))
-    png = io.BytesIO()
-    Image.fromarray(np.concatenate(list(pixels), axis=1)[:, :-gap]).save(png, format="PNG", optimize=True)
-    return _data_uri(png)
+    return _data_uri(Image.fromarray(np.concatenate(list(pixels), axis=1)[:, :-gap]))
 
 
 def reconstructions(run: Run, learnt: Learnt, x: Tensor) -> dict[str, Any]:

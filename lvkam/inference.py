@@ -67,6 +67,7 @@ def evaluate_checkpoint(
     overwrite: bool = False,
     metrics: Sequence[str] = ("nll",),
     num_generated: int | None = None,
+    loaded: LoadedModel | None = None,
 ) -> dict[str, Any]:
     """Evidence of images, or rows, under a checkpoint's model, and the quality of its samples.
 
@@ -86,6 +87,7 @@ def evaluate_checkpoint(
         overwrite: whether that file may be replaced.
         metrics: `nll`, the evidence, and out of `lvkam.quality.METRICS`; or `all` alone.
         num_generated: how many samples the other metrics compare with as many real ones, by `measure_quality` if None.
+        loaded: the checkpoint, if it has been read already.
 
     Raises:
         InputError: an unknown metric, or `per_image` without `nll`.
@@ -99,7 +101,7 @@ def evaluate_checkpoint(
         if "nll" not in names:
             raise InputError("the figures of each image are of nll, which is not among the metrics")
         check_files([per_image], overwrite, path)
-    loaded = load_checkpoint(path)
+    loaded = loaded or load_checkpoint(path)
     what = "image" if loaded.checkpoint.standardisation is None else "row"
     found: dict[str, Any] = {}
     if "nll" in names:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,11 +190,12 @@ def _measure(
     if test is None:
         return None, f"No figures of test data: {NO_DATA}"
     say(f"{run.name}: measuring on test data")
-    figures = evaluate_checkpoint(run.path, len(test.x), seed=seed, data_dir=data_dir, data=data)
+    evaluate = partial(evaluate_checkpoint, run.path, seed=seed, data_dir=data_dir, data=data, loaded=run.loaded)
+    figures = evaluate(len(test.x))
     if metrics == "nll":
         return figures, None
     try:
-        return figures | evaluate_checkpoint(run.path, seed=seed, data_dir=data_dir, data=data, metrics=METRICS), None
+        return figures | evaluate(metrics=METRICS), None
     except (DataError, FeaturesError, WriteError) as error:
         say(f"warning: no metrics but the likelihood: {error}")
         return figures, f"No metrics but the likelihood: {NO_DATA if isinstance(error, DataError) else NO_CLASSIFIER}"

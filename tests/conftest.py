@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from lvkam import sources
+from lvkam.build import layers_of
 from lvkam.compilation import compiler_problem
 from lvkam.config import Config, parse_config
 from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
@@ -63,6 +64,11 @@ def small_model(prior: MixturePrior, data_dim: int = 5, likelihood: str = "berno
     activation = OUTPUT_ACTIVATIONS["sigmoid" if likelihood == "bernoulli" else "none"]
     assert likelihood in {"bernoulli", "l2"}
     return LVKAM(prior, generator, "l2" if likelihood == "l2" else "bernoulli", activation)
+
+
+def numbers_in(model: LVKAM) -> list[int]:
+    """How many weights each layer of the generator has."""
+    return [layer.weight().numel() for path, layer in layers_of(model) if path.startswith("generator")]
 
 
 def small_overrides() -> list[str]:

@@ -122,7 +122,7 @@ def test_inception_is_used_only_where_its_verified_weights_are(tmp_path: Path, m
     assert inception_features((2, 2)) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
     module = types.ModuleType("torch_fidelity.feature_extractor_inceptionv3")
-    module.FeatureExtractorInceptionV3 = Network  # type: ignore[attr-defined]
+    module.FeatureExtractorInceptionV3 = Network  # type: ignore[attr-defined] a stand-in for the package
     monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     assert inception_features((2, 2)) is None

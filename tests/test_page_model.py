@@ -27,7 +27,7 @@ from lvkam.page_model import (
 )
 from lvkam.splines import BASES
 from lvkam.univariate import ACTIVATIONS
-from tests.conftest import small_config, stream
+from tests.conftest import numbers_in, small_config, stream
 
 SCRIPT = Path(lvkam.__file__).parent / "templates" / "generator.js"
 
@@ -68,7 +68,7 @@ def test_every_basis_degree_activation_and_encoding_is_computed_as_the_model_doe
         assert isinstance(grid, torch.Tensor)
         beyond = 6 * torch.rand(12, 4, generator=rng) - 3  # mostly outside the grid, where the base alone is left
         z = torch.cat((torch.rand(20, 4, generator=rng), beyond, grid.T))
-        first, last = (layer.weight().numel() for layer in model.generator.layers)  # type: ignore[operator]
+        first, last = numbers_in(model)
         for floats, numbers in ((2, 1e9), (1, 2 * first + last), (0, first + last)):
             payload = generator_payload(model, config, z[:20], math.ceil(numbers * 16 / 6))
             assert payload is not None
@@ -85,7 +85,7 @@ def test_a_generator_too_large_for_the_page_or_for_16_bits_has_no_payload() -> N
     config = small_config()
     model = build_model(config, 49)
     z = torch.rand(8, 4, generator=stream(0))
-    numbers = sum(layer.weight().numel() for layer in model.generator.layers)  # type: ignore[operator]
+    numbers = sum(numbers_in(model))
     assert generator_payload(model, config, z, math.ceil(numbers * 16 / 6)) is not None
     assert generator_payload(model, config, z, math.floor(numbers * 16 / 6) - 1) is None
     last = model.generator.layers[-1].w_base

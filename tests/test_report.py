@@ -26,11 +26,12 @@ from lvkam.errors import DataError
 from lvkam.experiment import draw_samples, run_experiment
 from lvkam.inference import ESTIMATORS, caution, evaluate_checkpoint
 from lvkam.inspection import prior_densities
+from lvkam.plots import image_grid
 from lvkam.report import write_comparison, write_report
 from lvkam.run_folder import OutputError
 from lvkam.standardisation import Standardisation
 from lvkam.summary import metric_groups
-from tests.conftest import few_of_mnist, small_config, table_overrides, write_table
+from tests.conftest import few_of_mnist, numbers_in, small_config, table_overrides, write_table
 
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -159,7 +160,7 @@ def test_the_samples_are_those_of_the_run(run: Path, report: Path) -> None:
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(first))))
     model, config = load_model(run / "ckpt.h5"), small_config()
     samples, _ = draw_samples(model, config, exhibits.NUM_SAMPLES, 1)
-    np.testing.assert_array_equal(shown, np.asarray(exhibits.image_grid(samples.numpy().reshape(-1, 7, 7))))
+    np.testing.assert_array_equal(shown, np.asarray(image_grid(samples.numpy().reshape(-1, 7, 7))))
 
 
 def test_a_model_alone_has_no_course_of_training(tmp_path: Path) -> None:
@@ -406,7 +407,7 @@ def test_weights_of_16_bits_generate_what_the_model_does(
     model = build_model(config, 196)
     model.update_grids(64, torch.Generator().manual_seed(0), prior=True, generator=True)
     save_model(tmp_path / "own.h5", model, config, (14, 14))
-    weights = [layer.weight().numel() for layer in model.generator.layers]  # type: ignore[operator]
+    weights = numbers_in(model)
     monkeypatch.setattr(exhibits, "MOST_CHARACTERS", (16 * sum(weights) + 16 * weights[0]) // 6 + 1)
     opened = Opened(chromium, write_report(tmp_path / "own.h5", tmp_path / "page.html", metrics="none", say=quiet))
     types = "JSON.parse(document.getElementById('data').textContent).generator.layers.map((layer) => layer.weight.type)"
