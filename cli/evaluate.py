@@ -86,7 +86,10 @@ def _print_evidence(summary: dict[str, Any], named: str) -> None:
         click.echo(f"accepted moves         {100 * summary['acceptance']:.0f} %, {temperatures}")
     click.echo(f"data                   {summary['num_images']} of {summary['data']}; {summary['values']}")
     click.echo(f"On average the estimate is an upper bound, by about half the squared standard errors of the {what}s.")
-    if summary["likelihood"] == "bernoulli":
+    if summary["binarize"] != "none":
+        click.echo("Of bits drawn by grey values the likelihood is a probability: at the same size it compares")
+        click.echo("with published figures of stochastically binarised images.")
+    elif summary["likelihood"] == "bernoulli":
         click.echo("On grey values the Bernoulli log-likelihood is a cross-entropy: it does not compare")
         click.echo("with densities of discretised data.")
 

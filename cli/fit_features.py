@@ -34,9 +34,10 @@ def _labelled(_: click.Context, __: click.Parameter, name: str) -> str:
 @click.command("fit-features")
 @click.argument("name", callback=_labelled)
 @click.option("--size", metavar="H,W", callback=_size, help="Size of the images; the native one by default.")
+@click.option("--bits", is_flag=True, help="Binarise the images, for models that were trained so.")
 @overwrite_option
 @data_dir_option
-def command(name: str, size: tuple[int, int] | None, overwrite: bool, data_dir: Path | None) -> None:
+def command(name: str, size: tuple[int, int] | None, bits: bool, overwrite: bool, data_dir: Path | None) -> None:
     """Fit a small classifier to MNIST, FMNIST, CIFAR10 or SVHN, and keep it in the user's cache.
 
     Its last hidden layer is what `lvkam evaluate --metrics all` measures samples on, which fits it when it is missing.
@@ -49,7 +50,7 @@ def command(name: str, size: tuple[int, int] | None, overwrite: bool, data_dir: 
 
     start = time.perf_counter()
     shape = load_samples(name, 1, size, data_dir).shape
-    classifier = labelled_classifier(name, shape, data_dir, overwrite=overwrite, say=tell)
+    classifier = labelled_classifier(name, shape, data_dir, bits=bits, overwrite=overwrite, say=tell)
     click.echo(f"name      {classifier.name}")
     click.echo(f"accuracy  {100 * classifier.accuracy:.2f} % of the test images")
     click.echo(f"file      {classifier.path}")

@@ -30,7 +30,7 @@ from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
 from lvkam.line_search import Constants
 from lvkam.model import LVKAM
 from lvkam.objectives import ImportanceSampling, Objective, ThermodynamicIntegration
-from lvkam.optimizers import build_optimizer, memory_allowed, memory_needed
+from lvkam.optimizers import FIRST_ORDER, Parameters, build_optimizer, memory_allowed, memory_needed
 from lvkam.prior import REFERENCE_DENSITIES, MixturePrior
 from lvkam.sections import UnivariateConfig
 from lvkam.splines import BASES
@@ -44,7 +44,7 @@ DEVICES = ("cpu", "cuda")
 """Kinds of devices that lvkam runs on."""
 
 
-STEPS_THAT_REPAY, SECONDS_THAT_REPAY = 3000, 120
+STEPS_THAT_REPAY, SECONDS_THAT_REPAY = 3000, 30
 """Length of a training from which on compiling repays: it takes half a minute the first time, some seconds once torch
 has the kernels in its cache, and saves about 10 ms a step at the sizes of nist_config.ini."""
 
@@ -103,7 +103,7 @@ def assemble_model(config: Config, data_dim: int, *, compiled: bool) -> LVKAM:
     generator_family = _family(config.generator, compiled=compiled, precision=config.training.precision)
     return LVKAM(
         prior,
-        KANGenerator([*config.generator.widths, data_dim], generator_family, rng),
+        KANGenerator([*config.generator.widths, data_dim], generator_family, rng, config.generator.hidden_grid_range),
         config.generator.likelihood,
         OUTPUT_ACTIVATIONS[config.generator.output_activation],
         likelihood_std=config.generator.likelihood_std,
@@ -132,8 +132,14 @@ def build_objective(config: Config) -> Objective:
 def build_config_optimizer(config: Config, model: LVKAM) -> Optimizer:
     """The optimiser of a configuration, over a model's parameters."""
     settings, search = config.optimizer, config.line_search
+    parameters: Parameters = model.parameters()
+    if settings.type in FIRST_ORDER:
+        parameters = [
+            {"params": list(model.generator.parameters())},
+            {"params": list(model.prior.parameters()), "scale": settings.prior_rate},
+        ]
     return build_optimizer(
-        settings.type, model.parameters(), settings.learning_rate, search.type,
+        settings.type, parameters, settings.learning_rate, search.type,
         Constants(search.c_1, search.c_2, search.rho), settings.lbfgs_memory,
     )  # fmt: skip
 

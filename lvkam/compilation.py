@@ -16,6 +16,9 @@ RECOMPILE_LIMIT = 64
 """Variants of one kernel (bases, degrees, grid sizes, a batch of one) in a process; more is an error, not a
 silent return to slow code."""
 
+ROWS = 128
+"""Rows of matrices come in multiples of it, where some can be left out."""
+
 _OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
     # intermediate results are computed where they are needed, however often, rather than written to memory
     "realize_opcount_threshold": 1000,
@@ -34,6 +37,19 @@ def fix_last_size(*tensors: torch.Tensor) -> None:
     """Let kernels be compiled for just this size of the last dimension: loops of known length are faster."""
     for tensor in tensors:
         torch._dynamo.mark_static(tensor, tensor.ndim - 1)
+
+
+def round_up(kept: torch.Tensor) -> torch.Tensor:
+    """A mask of rows, with some more that their number be a multiple of `ROWS`, or with all: (N,) -> (N,), bool.
+
+    A CPU's library makes a kernel for each size that a product of bfloat16 has, and takes longer for it than for
+    the product.
+    """
+    missing = -int(kept.sum()) % ROWS
+    if not missing:
+        return kept
+    others = (~kept).nonzero().squeeze(1)[:missing]
+    return kept.index_fill(0, others, True)
 
 
 @functools.cache

@@ -83,7 +83,6 @@ class Config(BaseModel):
 SECTIONS: dict[str, type[Section]] = {name: type(section) for name, section in Config().sections()}
 
 NOT_IMPLEMENTED: dict[tuple[str, str], tuple[Any, ...]] = {
-    ("TRAINING", "binarize"): ("static", "dynamic"),
     ("TRAINING", "shard"): ("samples",),
 }
 """Values that later versions will accept."""
@@ -255,7 +254,9 @@ _PARTNERS = {
     ("MIX_PRIOR", "normalization"): [_TEMPERATURES, ("THERMODYNAMIC_INTEGRATION", "moves_per_temperature")],
     ("LINE_SEARCH", "c_1"): [("LINE_SEARCH", "type"), ("OPTIMIZER", "type")],
     ("LINE_SEARCH", "c_2"): [("LINE_SEARCH", "c_1"), ("LINE_SEARCH", "type"), ("OPTIMIZER", "type")],
+    ("TRAINING", "initial_sample_size"): [("TRAINING", "MC_expectation_sample_size")],
     ("TRAINING", "batch_size"): [("TRAINING", "N_train")],
+    ("TRAINING", "binarize"): [("KAN_LIKELIHOOD", "likelihood_model")],
     ("TRAINING", "N_train"): [("TRAINING", "dataset")],
     ("TRAINING", "N_test"): [("TRAINING", "dataset")],
 }
@@ -275,20 +276,31 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
     yield from _thermodynamic_contradictions(config)
     yield from _line_search_contradictions(config)
     training = config.training
+    if training.binarize != "none" and config.generator.likelihood == "l2":
+        yield "TRAINING", "binarize", "none, since a Gaussian (likelihood_model = l2) has no probability of bits"
     if training.dataset in SPLIT_SIZES:
         most_train, most_test = SPLIT_SIZES[training.dataset]
         if training.num_train > most_train:
             yield "TRAINING", "N_train", f"at most {most_train}, the training images of {training.dataset}"
         if training.num_test > most_test:
             yield "TRAINING", "N_test", f"at most {most_test}, the test images of {training.dataset}"
+    if (training.initial_sample_size or 1) > training.num_samples:
+        yield "TRAINING", "initial_sample_size", f"at most MC_expectation_sample_size = {training.num_samples}"
     if training.batch_size > training.num_train:
         yield "TRAINING", "batch_size", f"at most N_train = {training.num_train}"
-    for name, section in (("MIX_PRIOR", config.prior), ("KAN_LIKELIHOOD", config.generator)):
-        low, high = section.grid_range
+    generator = config.generator
+    for name, key, section, ends in (
+        ("MIX_PRIOR", "grid_range", config.prior, config.prior.grid_range),
+        ("KAN_LIKELIHOOD", "grid_range", generator, generator.grid_range),
+        ("KAN_LIKELIHOOD", "hidden_grid_range", generator, generator.hidden_grid_range),
+    ):
+        if ends is None:
+            continue
+        low, high = ends
         if not low < high:
-            yield name, "grid_range", allowed_text(section.fields_by_key()["grid_range"][1])
+            yield name, key, allowed_text(section.fields_by_key()[key][1])
         elif high - low < NARROWEST_GAP * section.grid_size * max(1, abs(low), abs(high)):
-            yield name, "grid_range", f"wide enough for {section.grid_size} intervals in single precision"
+            yield name, key, f"wide enough for {section.grid_size} intervals in single precision"
 
 
 def _thermodynamic_contradictions(config: Config) -> Iterator[tuple[str, str, str]]:

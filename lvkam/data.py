@@ -6,7 +6,7 @@ Letters: N images or rows, H x W pixels, C channels, D data dimensions (H W, H W
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,6 +25,7 @@ RESIZE_CHUNK = 4096
 CHANNELS = (1, 3)
 """Grey or colour."""
 _LARGEST_OF_TYPE = {"u1": 255, "u2": 65535}
+_SEEDS_OF_BITS = {"train": 1, "test": 2}
 
 
 class TooFewImagesError(DataError):
@@ -61,6 +62,8 @@ class Dataset:
     """How the values were brought to what they are, in words."""
     standardisation: Standardisation | None = None
     """Of a table."""
+    is_drawn_anew: bool = False
+    """Whether training images are grey here, and binarised each time that they are trained with."""
 
     @property
     def log_volume(self) -> float:
@@ -76,7 +79,17 @@ class Dataset:
         size = (
             "x".join(map(str, self.image_shape)) if self.standardisation is None else f"{self.image_shape[0]} columns"
         )
-        return f"{self.name}, {size}, {len(self.train)} {self.what}, {self.scaling}"
+        anew = ", the training images in each batch anew" if self.is_drawn_anew else ""
+        return f"{self.name}, {size}, {len(self.train)} {self.what}, {self.scaling}{anew}"
+
+    def binarised(self, *, anew: bool) -> Dataset:
+        """The same in bits: test images always the same, and training images too unless they are drawn `anew`."""
+        train, test = self.train if anew else static_bits(self.train, "train"), static_bits(self.test, "test")
+        return replace(self, train=train, test=test, scaling=f"{self.scaling}, binarised", is_drawn_anew=anew)
+
+    def shown(self, count: int) -> Tensor:
+        """The first training images, or rows, as they are shown and evaluated: never drawn anew, (count, D)."""
+        return static_bits(self.train[:count], "train") if self.is_drawn_anew else self.train[:count]
 
 
 def load_dataset(
@@ -207,6 +220,19 @@ def _read(where: str, rows: Rows, count: int, first: int = 0) -> np.ndarray:
 
 
 # images
+
+
+def binarise(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Each pixel 1 with the probability that is its value, else 0: (N, D) in [0, 1] -> (N, D); bits stay as they are.
+
+    The random numbers are drawn on the CPU image by image, so that the first bits do not depend on N.
+    """
+    return torch.rand(x.shape, generator=rng).to(x.device).lt_(x)
+
+
+def static_bits(x: Tensor, split: Literal["train", "test"]) -> Tensor:
+    """The bits of a split's first images, (N, D): whatever a run's seed is, so that figures of all runs compare."""
+    return binarise(x, torch.Generator().manual_seed(_SEEDS_OF_BITS[split]))
 
 
 def _unit_images(name: str, parts: Sequence[np.ndarray], size: tuple[int, int] | None) -> list[Samples]:

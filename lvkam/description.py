@@ -12,7 +12,7 @@ from lvkam.evidence import CHUNK
 from lvkam.experiment import load_config_dataset
 from lvkam.model import LVKAM
 from lvkam.objectives import Objective, ThermodynamicIntegration
-from lvkam.optimizers import memory_needed
+from lvkam.optimizers import FIRST_ORDER, memory_needed
 from lvkam.plots import MOST_IMAGES, drawn, pair_plot, save_image_grid
 from lvkam.run_folder import check_files, check_folder, default_folder, results_in
 from lvkam.sources import arrays_of, check_bytes, files_of, find, is_path
@@ -34,6 +34,8 @@ def describe_run(config: Config, output: Path | None = None, data_dir: Path | No
     model = build_model(config, math.prod(dataset.image_shape))
     training = config.training
     steps = math.ceil(training.num_train / training.batch_size)
+    first = f"{training.initial_sample_size} to " if training.initial_sample_size else ""
+    limit = f", at most {training.max_seconds:g} seconds" if training.max_seconds else ""
     return {
         "data": str(dataset),
         "prior": f"{config.prior.latent_dim} latent coordinates, {config.prior.num_components} components each, "
@@ -41,7 +43,7 @@ def describe_run(config: Config, output: Path | None = None, data_dir: Path | No
         "generator": " -> ".join(map(str, (*config.generator.widths, math.prod(dataset.image_shape)))),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "steps": f"{training.num_epochs} epochs of {steps} steps of {training.batch_size} {dataset.what} "
-        f"and {training.num_samples} samples",
+        f"and {first}{training.num_samples} samples{limit}",
         "objective": _describe_objective(build_objective(config)),
         "optimizer": _describe_optimizer(config),
         "kernels": f"not compiled: {plan}" if (plan := compilation_plan(config)) else "compiled, if a compiler works",
@@ -91,12 +93,15 @@ def describe_data(name: str, picture: Path, data_dir: Path | None = None, *, ove
 
 
 def _describe_objective(objective: Objective) -> str:
+    how = "of the largest weights" if objective.gradient_selection == "top" else "drawn by weight"
+    few = f", gradient through {objective.gradient_samples} samples of each image {how}"
+    few = few if objective.gradient_samples else ""
     if not isinstance(objective, ThermodynamicIntegration):
-        return "importance sampling"
+        return f"importance sampling{few}"
     particles = f", moves at each: {objective.moves_per_temperature}, of each image's own particles"
     return (
         f"thermodynamic integration, {objective.estimator}, {objective.num_temps} temperatures, "
-        f"resampling: {objective.resampler}{particles if objective.moves_per_temperature else ''}"
+        f"resampling: {objective.resampler}{particles if objective.moves_per_temperature else ''}{few}"
     )
 
 
@@ -112,6 +117,8 @@ def _describe_optimizer(config: Config) -> str:
     words.append(f"learning rate {settings.learning_rate:g}, schedule {settings.schedule}{falls}")
     if settings.warmup_steps:
         words.append(f"rising over {settings.warmup_steps} steps")
+    if settings.prior_rate != 1 and settings.type in FIRST_ORDER:
+        words.append(f"{settings.prior_rate:g} times that for the prior")
     return ", ".join(words)
 
 

@@ -79,12 +79,13 @@ def load_config_dataset(config: Config, data_dir: Path | None = None) -> Dataset
                 ("KAN_LIKELIHOOD", "likelihood_model", config.generator.likelihood, "l2"),
                 ("KAN_LIKELIHOOD", "output_activation", config.generator.output_activation, "none"),
                 ("TRAINING", "img_resize", settings.img_resize or "native", "native"),
+                ("TRAINING", "binarize", settings.binarize, "none"),
             )
             if value != allowed
         ]
         if problems:
             raise ConfigError(problems)
-    return dataset
+    return dataset if settings.binarize == "none" else dataset.binarised(anew=settings.binarize == "dynamic")
 
 
 def tell(line: str) -> None:
@@ -203,7 +204,7 @@ class _Run:
 
     def run(self) -> None:
         """Train, unless that is done, and write what is missing."""
-        settings, folder, images = self.config.training, self.folder, self.dataset.train
+        settings, folder = self.config.training, self.folder
         state = None if self.saved is None else self.saved.progress
         finished = state is not None and is_finished(state, settings)
         # the row of an epoch cut short stands in loss.csv alone: to make it again is to evaluate again
@@ -225,8 +226,7 @@ class _Run:
             f"{_device_name(self.model.prior.mixture_logits.device)}; writing to {folder}"
         )
         if {"real_images.h5", "real_images.png"} & set(missing):
-            shown = images[: settings.num_generated].numpy()
-            self._save_samples("real_images.h5", shown)
+            self._save_samples("real_images.h5", self.dataset.shown(settings.num_generated).numpy())
         if state is not None and finished:
             # where no epoch was completed, none was the best
             absent = ", ".join(name for name in missing if name != "best.h5" or math.isfinite(state.best_nll))

@@ -16,7 +16,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import h5py
 import numpy as np
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from tqdm import tqdm
 
-from lvkam.data import load_labels, load_samples
+from lvkam.data import load_labels, load_samples, static_bits
 from lvkam.errors import DataError, InputError
 from lvkam.hdf5 import (
     HDF5Error,
@@ -138,11 +138,12 @@ def _in_chunks(function: Callable[[Tensor], Tensor], x: Tensor, size: int = 1000
     return torch.cat([function(chunk) for chunk in x.split(size)])
 
 
-def features_file(name: str, image_shape: tuple[int, ...]) -> Path:
+def features_file(name: str, image_shape: tuple[int, ...], *, bits: bool = False) -> Path:
     """Where the classifier of a data set is kept."""
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("lvkam")) / "features" / f"{name}-{'x'.join(map(str, image_shape))}.h5"
+    stem = f"{name}-{'x'.join(map(str, image_shape))}{'-bits' if bits else ''}"
+    return Path(platformdirs.user_cache_dir("lvkam")) / "features" / f"{stem}.h5"
 
 
 def split_for_classifier(num_train: int) -> tuple[Tensor, Tensor]:
@@ -160,6 +161,7 @@ def labelled_classifier(
     image_shape: tuple[int, ...],
     data_dir: Path | None = None,
     *,
+    bits: bool = False,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Classifier:
@@ -169,6 +171,7 @@ def labelled_classifier(
         name: MNIST, FMNIST, CIFAR10 or SVHN.
         image_shape: (H, W) or (H, W, 3), to which the images are resized.
         data_dir: where to look for the data first.
+        bits: whether the images are binarised: one that has only seen smooth grey ones does not know these.
         overwrite: whether it is fitted anew in any case.
         say: is told when it is fitted, which takes some seconds.
 
@@ -184,23 +187,27 @@ def labelled_classifier(
         raise DataError(f"{name}: only {', '.join(SOURCES)} have labels to fit a classifier to")
     if min(image_shape[:2]) < SMALLEST_SIDE:
         raise DataError(f"{name}: images {image_shape}; a classifier needs {SMALLEST_SIDE} pixels each way")
-    path = features_file(name, image_shape)
+    path = features_file(name, image_shape, bits=bits)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(path.parent / f".{path.name}.lock"):  # two at a time would do the same twice
             if overwrite or not path.exists():
-                say(f"fitting a classifier to {name} at {'x'.join(map(str, image_shape))}; it is kept in {path}")
-                _fit_and_write(name, image_shape, data_dir, path)
-            return _read(path, name, image_shape)
+                of = f"{_seen(name, bits)} at {'x'.join(map(str, image_shape))}"
+                say(f"fitting a classifier to {of}; it is kept in {path}")
+                _fit_and_write(name, image_shape, data_dir, path, bits=bits)
+            return _read(path, name, image_shape, bits=bits)
     except WriteError:
         raise
     except OSError as error:
         raise WriteError(path, error) from error
 
 
-def _fit_and_write(name: str, image_shape: tuple[int, ...], data_dir: Path | None, path: Path) -> None:
-    size = (image_shape[0], image_shape[1])
-    x = load_samples(name, None, size, data_dir, split="train").x
+def _fit_and_write(name: str, image_shape: tuple[int, ...], data_dir: Path | None, path: Path, *, bits: bool) -> None:
+    def images(split: Literal["train", "test"]) -> Tensor:
+        x = load_samples(name, None, (image_shape[0], image_shape[1]), data_dir, split=split).x
+        return static_bits(x, split) if bits else x
+
+    x = images("train")
     labels = load_labels(name, "train", len(x), data_dir)
     fitted, _ = split_for_classifier(len(x))
     network, threads = LeNet(image_shape, int(labels.max()) + 1), torch.get_num_threads()
@@ -209,7 +216,7 @@ def _fit_and_write(name: str, image_shape: tuple[int, ...], data_dir: Path | Non
         fit(network, x[fitted], labels[fitted], random_stream(0, "features"), STEPS)
     finally:
         torch.set_num_threads(threads)
-    test = load_samples(name, None, size, data_dir).x
+    test = images("test")
     found = _in_chunks(lambda chunk: network(chunk).argmax(1), test)
     arrays = {name: value.detach().numpy() for name, value in network.named_parameters()}
 
@@ -217,7 +224,7 @@ def _fit_and_write(name: str, image_shape: tuple[int, ...], data_dir: Path | Non
         for each, array in arrays.items():
             file.create_dataset(each, data=array).attrs["sha256"] = digest(array)
         file.attrs.update({
-            "format": FORMAT, "format_version": FORMAT_VERSION, "dataset": name,
+            "format": FORMAT, "format_version": FORMAT_VERSION, "dataset": _seen(name, bits),
             "image_shape": np.asarray(image_shape, np.int64), "num_classes": int(labels.max()) + 1,
             "num_tested": len(test), "num_right": int((found == load_labels(name, "test", len(test), data_dir)).sum()),
         })  # fmt: skip
@@ -225,14 +232,20 @@ def _fit_and_write(name: str, image_shape: tuple[int, ...], data_dir: Path | Non
     write_hdf5(path, fill, seal=True)
 
 
-def _read(path: Path, name: str, image_shape: tuple[int, ...]) -> Classifier:
-    text, numbers = {"format": FORMAT, "dataset": name}, ("format_version", "num_classes", "num_tested", "num_right")
+def _seen(name: str, bits: bool) -> str:
+    """What a classifier was fitted to, as its file says."""
+    return f"{name}, binarised" if bits else name
+
+
+def _read(path: Path, name: str, image_shape: tuple[int, ...], *, bits: bool) -> Classifier:
+    text = {"format": FORMAT, "dataset": _seen(name, bits)}
+    numbers = ("format_version", "num_classes", "num_tested", "num_right")
     try:
         with open_hdf5(path) as file:
             found = {key: read_integers(path, file, key, ())[0] for key in numbers}
             shape = read_integers(path, file, "image_shape")
             if any(read_text(path, file, key) != value for key, value in text.items()) or shape != image_shape:
-                raise HDF5Error(f"{path}: not of {name} at {image_shape}")
+                raise HDF5Error(f"{path}: not of {text['dataset']} at {image_shape}")
             if found["format_version"] != FORMAT_VERSION or not 1 <= found["num_classes"] <= 1000:
                 raise HDF5Error(f"{path}: another version's")
             if not 0 <= found["num_right"] <= found["num_tested"] or not found["num_tested"]:
@@ -242,7 +255,7 @@ def _read(path: Path, name: str, image_shape: tuple[int, ...]) -> Classifier:
             check_names(path, file, (*text, *numbers, "image_shape"), layout)
             read = {each: read_array(path, file, each, *entry) for each, entry in layout.items()}
     except HDF5Error as error:
-        size = f"{image_shape[0]},{image_shape[1]}"
+        size = f"{image_shape[0]},{image_shape[1]}{' --bits' if bits else ''}"
         raise FeaturesError(f"{error}. lvkam fit-features {name} --size {size} --overwrite fits it anew") from error
     network.load_state_dict({each: torch.from_numpy(array) for each, (array, _) in read.items()})
     sha256 = hashlib.sha256("".join(checksum for _, checksum in read.values()).encode()).hexdigest()

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -35,12 +37,23 @@ class KANGenerator(nn.Module):
         widths: of all layers, from the Q latent coordinates to the D data dimensions.
         family: what the functions of all layers have in common.
         rng: source of the initial values.
+        hidden_range: ends of the first grids of all layers but the first; the family's if None.
     """
 
-    def __init__(self, widths: Sequence[int], family: FunctionFamily, rng: torch.Generator):
+    def __init__(
+        self,
+        widths: Sequence[int],
+        family: FunctionFamily,
+        rng: torch.Generator,
+        hidden_range: tuple[float, float] | None = None,
+    ):
         super().__init__()
-        shapes = zip(widths[:-1], widths[1:], strict=True)
-        self.layers = nn.ModuleList(UnivariateFunctions(i, o, family, rng) for i, o in shapes)
+        hidden = family if hidden_range is None else replace(family, grid_range=hidden_range)
+        shapes = list(pairwise(widths))
+        families = [family] + [hidden] * (len(shapes) - 1)
+        self.layers = nn.ModuleList(
+            UnivariateFunctions(*shape, f, rng) for shape, f in zip(shapes, families, strict=True)
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         """Data before the output activation: (N, Q) -> (N, D)."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lvkam.build import LoadedModel, load_checkpoint
-from lvkam.data import Samples, load_samples
+from lvkam.data import Samples, load_samples, static_bits
 from lvkam.errors import DataError, InputError
 from lvkam.evidence import (
     REPETITIONS,
@@ -123,7 +123,8 @@ def evaluate_checkpoint(
             loaded, test.x, train, qualities,
             data=name if isinstance(name, str) else None, num_compared=num_generated, seed=seed, data_dir=data_dir,
         )  # fmt: skip
-    return found | {"likelihood": loaded.config.generator.likelihood, "what": what}
+    config = loaded.config
+    return found | {"likelihood": config.generator.likelihood, "binarize": config.training.binarize, "what": what}
 
 
 def _evidence(
@@ -176,7 +177,7 @@ def load_split(
     data_dir: Path | None,
     split: Literal["train", "test"] = "test",
 ) -> Samples:
-    """The first images or rows of the data given, or of a checkpoint's own data set.
+    """The first images or rows of the data given, or of a checkpoint's own data set; binarised if it is of bits.
 
     Args:
         path: of the checkpoint, for messages.
@@ -202,6 +203,8 @@ def load_split(
         found = load_samples(name, count, resize, data_dir, checkpoint.standardisation, split, skip)
     if found.shape != checkpoint.image_shape:
         raise DataError(f"{path}: its model is of images {checkpoint.image_shape}, not {found.shape}")
+    if config.training.binarize != "none" and not (bits := static_bits(found.x, split)).equal(found.x):
+        found = found._replace(x=bits, scaling=f"{found.scaling}, binarised")  # what are bits already stay so
     return found
 
 

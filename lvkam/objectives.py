@@ -14,7 +14,8 @@ Thermodynamic integration, A_b being a sum over temperatures that estimates log 
     loss = -mean_b A_b,   grad loss = -mean_b sum_s (W_bs grad l_bs + w_bs(1) grad log p(z_s)),   W_bs = dA_b / dl_bs
 
 Most samples carry next to no weight. Only those that do are differentiated: by default all whose weight float32
-could tell from zero beside the others, so that the gradient is the same; fewer by choice.
+could tell from zero beside the others, so that the gradient is the same; fewer by choice. Then all samples are weighed
+without a graph, and the gradient goes through the few that an image has chosen.
 
 A line search, or a Newton step, needs a function rather than one gradient: with the latents, the weights W and V of the
 samples that carry gradient and the noise held as they are at the parameters theta_0 of the step's beginning,
@@ -50,8 +51,12 @@ from lvkam.annealing import (
     trapezoid_rule,
     trapezoid_weights,
 )
+from lvkam.compilation import round_up
 from lvkam.model import LVKAM
 from lvkam.sampling import CellTable, Compiler, effective_sample_size, importance_weights, stratified_resample
+
+SIZED = 64
+"""Images of a batch whose effective sample sizes are averaged where the weights of all are not needed."""
 
 
 class Estimate(NamedTuple):
@@ -83,10 +88,14 @@ class _Draws(NamedTuple):
     noise: Tensor | None
     """(S, D) or (B, S, D), of standard deviation 1."""
 
-    def log_likelihood(self, model: LVKAM) -> Tensor:
-        """l, (B, S)."""
+    def take(self, rows: Tensor) -> _Draws:
+        """Those of some samples only: of a mask (S,) that holds n of them."""
+        return _Draws(self.x, self.z[rows], None if self.noise is None else self.noise[rows])
+
+    def outputs(self, model: LVKAM) -> Tensor:
+        """(S, D) or (B, S, D)."""
         out = model.outputs(self.z)
-        return model.output_log_likelihood(self.x, out if self.noise is None else out + model.noise_std * self.noise)
+        return out if self.noise is None else out + model.noise_std * self.noise
 
 
 def _draw(model: LVKAM, x: Tensor, z: Tensor, rng: torch.Generator) -> _Draws:
@@ -104,7 +113,7 @@ class Objective(ABC):
         num_samples: S.
         normalization: `quadrature` trains with the normalised log-prior. `contrastive` is the reference's form:
             the unnormalised log-prior minus its mean over the prior samples, which is biased for mixtures.
-        gradient_samples: how many samples of each image carry gradient; all if None.
+        gradient_samples: how many samples of each image carry gradient, and make up the loss; all if None.
         gradient_selection: `top` takes those of the largest weights, and scales these up to the sum of all;
             `resampled` draws them by their weights, which leaves the gradient's expectation as it is. Of a weight that
             is negative its size counts.
@@ -133,18 +142,28 @@ class Objective(ABC):
     def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Frozen:
         """The same with the function J of this estimate's draws and weights."""
 
+    @property
+    def _few(self) -> int | None:
+        """How many samples of each image are differentiated; None if all are."""
+        count = self.gradient_samples
+        return count if count is not None and count < self.num_samples and torch.is_grad_enabled() else None
+
+    def _weighed(self, model: LVKAM, draws: _Draws) -> tuple[Tensor, Tensor]:
+        """The generator's outputs at all samples, and l, (B, S), which has a graph unless it is only to weigh by."""
+        out = draws.outputs(model)
+        return out, model.output_log_likelihood(draws.x, out if self._few is None else out.detach())
+
     def _carried(self, weights: Tensor, rng: torch.Generator) -> Tensor:
         """The weights with which samples are differentiated, most of them zero: (B, S) -> (B, S)."""
-        batch, num_samples = weights.shape
-        count, size = self.gradient_samples, weights.abs()
-        if count is None or count >= num_samples or not torch.is_grad_enabled():
-            return weights * (size > torch.finfo(torch.float32).eps / num_samples)
+        count, size = self._few, weights.abs()
+        if count is None:
+            return weights * (size > torch.finfo(torch.float32).eps / self.num_samples)
         total = size.sum(1, keepdim=True)
         if self.gradient_selection == "top":
             best = size.topk(count, dim=1)
             scale = total / best.values.sum(1, keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
             return torch.zeros_like(weights).scatter_(1, best.indices, weights.gather(1, best.indices) * scale)
-        uniform = torch.rand(batch, count, dtype=torch.float64, generator=rng).to(weights.device)
+        uniform = torch.rand(len(weights), count, dtype=torch.float64, generator=rng).to(weights.device)
         drawn = stratified_resample(size, uniform)
         each = weights.gather(1, drawn).sign() * total / count
         return torch.zeros_like(weights).scatter_add_(1, drawn, each)
@@ -154,37 +173,36 @@ class Objective(ABC):
         model: LVKAM,
         draws: _Draws,
         table: CellTable,
-        log_likelihood: Tensor,
-        weights: tuple[Tensor, Tensor],
+        weighed: tuple[Tensor, Tensor],
+        carried: tuple[Tensor, Tensor],
         size: Tensor,
-        rng: torch.Generator,
     ) -> Frozen:
-        """The loss -mean_b sum_s (W_bs l_bs + V_bs log p(z)), W and V being constants of which most may be left out.
+        """The loss -mean_b sum_s (W_bs l_bs + V_bs log p(z)), W and V being constants, most of them zero.
 
         Args:
             model: the model.
             draws: images, latents, noise.
             table: of the prior.
-            log_likelihood: l of the draws, (B, S).
-            weights: W and V, (B, S) each.
+            weighed: the generator's outputs at the draws, (S, D) or (B, S, D), and l, (B, S).
+            carried: W and V, (B, S) each.
             size: effective sample size, ().
-            rng: on the CPU.
         """
-        on_likelihood, on_prior = weights
-        carried = self._carried(on_likelihood, rng)
-        likelihood = carried * log_likelihood + (on_likelihood - carried) * log_likelihood.detach()
-        share = (carried if on_prior is on_likelihood else self._carried(on_prior, rng)) / len(on_prior)
+        (out, log_likelihood), (weights, on_prior) = weighed, carried
+        share = on_prior / len(on_prior)
         z, share = (draws.z, share.sum(0)) if draws.z.ndim == 2 else (draws.z.flatten(0, 1), share.flatten())
-        mean_log_prior = self._mean_log_prior(model, z, table, share)
+        if not log_likelihood.requires_grad and out.requires_grad:
+            rows = round_up(weights.any(0))
+            draws, weights = draws.take(rows), weights[:, rows]
+            log_likelihood = model.output_log_likelihood(draws.x, out[rows])
+
+        def loss(log_likelihood: Tensor, table: CellTable) -> Tensor:
+            return -(weights * log_likelihood).sum(1).mean() - self._mean_log_prior(model, z, table, share)
 
         def function() -> Tensor:
-            log_likelihood = draws.log_likelihood(model)
-            return -(carried * log_likelihood).sum(1).mean() - self._mean_log_prior(
-                model, z, model.prior.table(), share
-            )
+            return loss(model.output_log_likelihood(draws.x, draws.outputs(model)), model.prior.table())
 
-        value = -(carried * log_likelihood.detach()).sum(1).mean() - mean_log_prior.detach()
-        return Frozen(Estimate(-likelihood.sum(1).mean() - mean_log_prior, size), value, function)
+        value = loss(log_likelihood, table)
+        return Frozen(Estimate(value, size), value.detach(), function)
 
     def _mean_log_prior(self, model: LVKAM, z: Tensor, table: CellTable, share: Tensor) -> Tensor:
         """sum_s share_s log p(z_s), over the samples that have a share: ()."""
@@ -203,12 +221,18 @@ class ImportanceSampling(Objective):
         """The loss with its effective sample size, and J."""
         table = model.prior.table()
         draws = _draw(model, x, model.prior.sample(self.num_samples, rng, table), rng)
-        log_likelihood = draws.log_likelihood(model)  # (B, S)
+        weighed, few = self._weighed(model, draws), self._few
         # The weights are the posterior's, at which the gradient is evaluated; they are no part of what is
         # differentiated (the identity above).
-        weights = importance_weights(log_likelihood.detach())
-        size = effective_sample_size(weights).mean()
-        return self._freeze(model, draws, table, log_likelihood, (weights, weights), size, rng)
+        logits = weighed[1].detach()
+        if few is not None and self.gradient_selection == "top":  # the weights of the others are not needed
+            best = logits.topk(few, dim=1)
+            carried = torch.zeros_like(logits).scatter_(1, best.indices, importance_weights(best.values))
+            size = effective_sample_size(importance_weights(logits[:SIZED])).mean()
+        else:
+            weights = importance_weights(logits)
+            carried, size = self._carried(weights, rng), effective_sample_size(weights).mean()
+        return self._freeze(model, draws, table, weighed, (carried, carried), size)
 
 
 @dataclass(frozen=True)
@@ -258,12 +282,16 @@ class ThermodynamicIntegration(Objective):
         if self.moves_per_temperature:
             z, weights, value, size = self._move_particles(model, x, table, rng)
             draws = _draw(model, x, z, rng)
-            log_likelihood = draws.log_likelihood(model)
+            out = draws.outputs(model)
+            weighed = out, model.output_log_likelihood(x, out)
         else:
             draws = _draw(model, x, model.prior.sample(self.num_samples, rng, table), rng)
-            log_likelihood = draws.log_likelihood(model)
-            weights, value, size = self._weigh(log_likelihood.detach(), model.prior.kernel, rng)
-        frozen = self._freeze(model, draws, table, log_likelihood, weights, size.mean(), rng)
+            weighed = self._weighed(model, draws)
+            weights, value, size = self._weigh(weighed[1].detach(), model.prior.kernel, rng)
+        on_likelihood, on_prior = weights
+        carried = self._carried(on_likelihood, rng)
+        share = carried if on_prior is on_likelihood else self._carried(on_prior, rng)
+        frozen = self._freeze(model, draws, table, weighed, (carried, share), size.mean())
         if value is None:
             return frozen
         # the weights' sum has the gradient, this is the sum over temperatures itself

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch.nn import Parameter
@@ -25,7 +26,9 @@ from lvkam.descent import (
 )
 from lvkam.line_search import Constants
 
-FIRST_ORDER: dict[str, Callable[[list[Parameter], float], Optimizer]] = {
+Parameters = Iterable[Parameter] | Iterable[dict[str, Any]]
+
+FIRST_ORDER: dict[str, Callable[[Any, float], Optimizer]] = {
     # fused: one pass over all parameters, an order of magnitude faster than one operation after the other
     "adam": lambda parameters, rate: torch.optim.Adam(parameters, lr=rate, fused=True),
     "adamw": lambda parameters, rate: torch.optim.AdamW(parameters, lr=rate, fused=True),
@@ -34,7 +37,7 @@ FIRST_ORDER: dict[str, Callable[[list[Parameter], float], Optimizer]] = {
 }
 """torch's, everything but the learning rate being its default."""
 
-SEARCHING: dict[str, type[FunctionOptimizer]] = {
+SEARCHING: dict[str, Callable[..., FunctionOptimizer]] = {
     "gd": GradientDescent,
     "cg": ConjugateGradients,
     "bfgs": BFGS,
@@ -48,7 +51,7 @@ SEARCHING: dict[str, type[FunctionOptimizer]] = {
 
 def build_optimizer(
     name: str,
-    parameters: Iterable[Parameter],
+    parameters: Parameters,
     learning_rate: float,
     line_search: str = "morethuente",
     constants: Constants = Constants(),  # noqa: B008 a tuple
@@ -58,7 +61,7 @@ def build_optimizer(
 
     Args:
         name: a key of `FIRST_ORDER` or `SEARCHING`.
-        parameters: what it may change.
+        parameters: what it may change; for those of `FIRST_ORDER` in groups too, as torch has them.
         learning_rate: its step size, or the first trial of a search for it.
         line_search: for those that search along lines, one of `LINE_SEARCHES`.
         constants: of the line search.
@@ -94,6 +97,7 @@ def rate_factor(
     num_iterations: int,
     steps_per_epoch: int,
     *,
+    elapsed: float = 0.0,
     warmup_steps: int = 0,
     step_every: int = 3,
     step_factor: float = 0.5,
@@ -101,7 +105,7 @@ def rate_factor(
     """What the learning rate of an iteration is multiplied by.
 
         constant    1
-        cosine      (1 + cos(pi r)) / 2, r rising from 0 to 1 over the iterations after the warm-up
+        cosine      (1 + cos(pi r)) / 2, r rising from 0 to 1 over the iterations after the warm-up, or with the time
         step        step_factor^floor(epochs done / step_every)
 
     each times min(1, iteration / warmup_steps). The cosine is Loshchilov and Hutter's, 2017, equation 5.
@@ -111,6 +115,7 @@ def rate_factor(
         iteration: from 1.
         num_iterations: in the whole training.
         steps_per_epoch: how many iterations an epoch takes.
+        elapsed: share of the time allowed that has passed; r is at least that.
         warmup_steps: over which the rate rises.
         step_every: epochs.
         step_factor: between 0 and 1.
@@ -118,7 +123,7 @@ def rate_factor(
     warmth = min(1.0, iteration / warmup_steps) if warmup_steps else 1.0
     if schedule == "cosine":
         done = max(0, iteration - 1 - warmup_steps) / max(1, num_iterations - warmup_steps)
-        return warmth * (1 + math.cos(math.pi * min(1.0, done))) / 2
+        return warmth * (1 + math.cos(math.pi * min(1.0, max(done, elapsed)))) / 2
     if schedule == "step":
         return warmth * step_factor ** ((iteration - 1) // steps_per_epoch // step_every)
     return warmth

@@ -10,9 +10,10 @@ from lvkam.config import Config, ConfigError, load_config, parse_config
 from lvkam.run_folder import OutputError, results_in
 from lvkam.sections import write_value
 
-FREE_KEYS = {
-    ("TRAINING", "N_epochs"),
-    ("TRAINING", "max_seconds"),
+ENDS = {("TRAINING", "N_epochs"), ("TRAINING", "max_seconds")}
+"""Keys that tell when a training ends."""
+
+FREE_KEYS = ENDS | {
     ("TRAINING", "checkpoint_every"),
     ("TRAINING", "checkpoint_minutes"),
     ("TRAINING", "gen_every"),
@@ -62,12 +63,15 @@ def resume_point(folder: Path, config: Config, say: Callable[[str], None]) -> Ch
 
 def _refuse_another_run(config: Config, before: Config, folder: Path) -> None:
     theirs = before.to_dict()
-    # the end of its training bends the course of the cosine from the first step on
-    free = FREE_KEYS - {("TRAINING", "N_epochs")} if before.optimizer.schedule == "cosine" else FREE_KEYS
+    # the end of its training bends the course of the cosine, and of the sample size, from the first step on
+    bends = [("schedule = cosine", before.optimizer.schedule == "cosine"),
+             ("initial_sample_size", before.training.initial_sample_size is not None)]  # fmt: skip
+    bent = next((what for what, holds in bends if holds), None)
+    free = FREE_KEYS - ENDS if bent else FREE_KEYS
     differing = [
         f"{config.source}: [{section}] {key} = {write_value(value)}: the run in {folder} "
         f"has {write_value(theirs[section][key])}, and goes on with that only"
-        f"{', by which its schedule = cosine goes' if (section, key) in FREE_KEYS else ''}"
+        f"{f', by which its {bent} goes' if (section, key) in FREE_KEYS else ''}"
         for section, keys in config.to_dict().items()
         for key, value in keys.items()
         if value != theirs[section][key] and (section, key) not in free

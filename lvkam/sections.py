@@ -43,7 +43,9 @@ Activation = Literal["relu", "leakyrelu", "tanh", "sigmoid", "swish", "gelu", "s
 Width = Annotated[int, Field(ge=1, le=10**6)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Place = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-WORDS_FOR_NONE = {"img_resize": "native", "max_seconds": "none"}
+WORDS_FOR_NONE = {
+    "img_resize": "native", "max_seconds": "none", "hidden_grid_range": "none", "initial_sample_size": "none",
+}  # fmt: skip
 
 
 class Section(BaseModel):
@@ -155,6 +157,11 @@ class GeneratorConfig(UnivariateConfig):
         min_length=1,
         max_length=64,
     )
+    hidden_grid_range: tuple[Place, Place] | None = _key(
+        None,
+        "ends of the first grids of the layers after the first one; none: those of grid_range",
+        allowed="two numbers from -1000000 to 1000000, the smaller one first, or none",
+    )
     noise_std: float = _real(
         0.0, SIZE, "standard deviation of the noise on the output while training", "generator_noise_var"
     )
@@ -194,6 +201,12 @@ class TrainingConfig(Section):
 
     batch_size: int = _count(64, 1, LARGEST_COUNT, "images in a batch")
     num_samples: int = _count(64, 1, LARGEST_COUNT, "prior samples S shared by a batch", "MC_expectation_sample_size")
+    initial_sample_size: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | None = _key(
+        None,
+        "prior samples at first, doubled at equal intervals of the training up to MC_expectation_sample_size; "
+        "none: as many as that from the first step on",
+        allowed="an integer from 1 to 1000000000, or none",
+    )
     num_train: int = _count(32000, 1, LARGEST_COUNT, "training images, the first of the training split", "N_train")
     num_test: int = _count(64, 1, LARGEST_COUNT, "test images, the first of the test split", "N_test")
     num_generated: int = _count(3200, 1, LARGEST_COUNT, "images generated at the end", "num_generated_samples")
@@ -219,7 +232,11 @@ class TrainingConfig(Section):
     checkpoint_every: int = _count(1, 1, LARGEST_COUNT, "epochs between checkpoints")
     checkpoint_minutes: float = _real(10.0, POSITIVE, "minutes between checkpoints within an epoch")
     gen_every: int = _count(0, 0, LARGEST_COUNT, "epochs between pictures of samples, in `evolution/`; 0: none")
-    binarize: Literal["none", "static", "dynamic"] = _key("none", "binarisation of the images")
+    binarize: Literal["none", "static", "dynamic"] = _key(
+        "none",
+        "images to bits, each pixel 1 with the probability that is its grey value; static: once, of the same random "
+        "numbers whatever the seed; dynamic: training images anew in each batch",
+    )
     shard: Literal["batch", "samples"] = _key("batch", "what several processes divide")
     gradient_samples: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | Literal["all"] = _key(
         "all", "samples of each image that carry gradient", allowed="all, or an integer from 1 to 1000000000"
@@ -243,7 +260,12 @@ class OptimizerConfig(Section):
     )
     lbfgs_memory: int = _count(100, 1, 10**6, "steps that L-BFGS remembers", "l-bfgs_memory")
     schedule: Literal["constant", "cosine", "step"] = _key(
-        "constant", "course of the learning rate; cosine: falls to 0 over N_epochs; step: by step_factor"
+        "constant",
+        "course of the learning rate; cosine: falls to 0 over N_epochs, or max_seconds if that is over first; "
+        "step: by step_factor",
+    )
+    prior_rate: float = _real(
+        1.0, SIZE, "what the learning rate is multiplied by for the prior, with adam, adamw, sgd and rms"
     )
     warmup_steps: int = _count(0, 0, LARGEST_COUNT, "steps over which the learning rate rises, whatever its schedule")
     step_every: int = _count(3, 1, LARGEST_COUNT, "schedule = step: epochs after which the learning rate falls")

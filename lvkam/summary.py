@@ -198,7 +198,9 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
     training, generator, optimizer = config.training, config.generator, config.optimizer
     size = _count(run.shape[0], "column") if run.is_table else "×".join(map(str, run.shape))
     likelihood = f"{generator.likelihood}, output {generator.output_activation}"
-    if generator.likelihood == "bernoulli":
+    if training.binarize != "none":
+        likelihood += f"; of bits ({training.binarize}), comparable with published nats of binarised images"
+    elif generator.likelihood == "bernoulli":
         likelihood += "; of grey values a cross-entropy, which does not compare with densities"
     else:
         likelihood += f", standard deviation {generator.likelihood_std:g}"

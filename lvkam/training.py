@@ -14,7 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from lvkam.config import Config
-from lvkam.data import Dataset
+from lvkam.data import Dataset, binarise
 from lvkam.descent import FunctionOptimizer
 from lvkam.evidence import importance_log_evidence
 from lvkam.interruption import Interrupted, Interruption
@@ -57,6 +57,14 @@ def next_period(period: int, decay: float, iteration: int) -> int:
     if math.log(period) + iteration * math.log(2 - decay) > math.log(LONGEST_PERIOD):
         return LONGEST_PERIOD
     return math.floor(period * (2 - decay) ** iteration)
+
+
+def sample_size(first: int, last: int, done: float) -> int:
+    """How many samples when a share of the training is done: `last`, halved as often as that leaves `first`, at the
+    beginning, doubled at equal intervals.
+    """
+    halvings = (last // first).bit_length() - 1
+    return last >> (halvings - min(halvings, int(done * (halvings + 1))))
 
 
 def is_out_of_time(state: TrainingState | EpochRecord, settings: TrainingConfig) -> bool:
@@ -104,7 +112,7 @@ def train(
         optimizer: over the model's parameters.
         dataset: images on the CPU.
         config: cadences, sizes and limits.
-        rng: the training's stream: epoch order, prior samples, noise, grid updates.
+        rng: the training's stream: epoch order, bits of images, prior samples, noise, grid updates.
         callbacks: what is told to whom.
         state: where it stands, if it goes on; model, optimiser and rng as they were then.
         interruption: signals; a step is finished and the state saved before they are obeyed.
@@ -154,6 +162,8 @@ class _Training:
         device = self.model.prior.mixture_logits.device
         self.images, self.test = self.dataset.train.to(device), self.dataset.test.to(device)
         self.saved_at = time.monotonic()
+        self._steps_per_epoch = math.ceil(len(self.images) / self.settings.batch_size)
+        self._num_steps = self.settings.num_epochs * self._steps_per_epoch
 
     def run(self) -> None:
         settings, state = self.settings, self.state
@@ -236,21 +246,24 @@ class _Training:
 
     def step(self, batch: Tensor) -> tuple[float, float]:
         """One iteration, on the images of these indices: its loss and effective sample size."""
-        images, before = self.images[batch], self.rng.get_state()
-        optimizer, frozen = self.optimizer, None
+        images = self.images[batch]
+        if self.dataset.is_drawn_anew:
+            images = binarise(images, self.rng)
+        optimizer, objective, frozen = self.optimizer, self._objective_now(), None
+        before = self.rng.get_state()
         self._set_rate()
         try:
             if self._grid_update_is_due():
                 self._update_grids()
             if isinstance(optimizer, FunctionOptimizer):  # it needs to know the loss elsewhere too
-                frozen = self.objective.freeze(self.model, images, self.rng)
-            loss, size = frozen.estimate if frozen else self.objective.estimate(self.model, images, self.rng)
+                frozen = objective.freeze(self.model, images, self.rng)
+            loss, size = frozen.estimate if frozen else objective.estimate(self.model, images, self.rng)
             value = loss.item()
             if not math.isfinite(value):
                 raise FloatingPointError(f"the loss is {value}")
         except FloatingPointError as error:
             self.rng.set_state(before)
-            first = _first_non_finite(self.model, images, self.objective.num_samples, self.rng)
+            first = _first_non_finite(self.model, images, objective.num_samples, self.rng)
             raise FloatingPointError(f"{self._where()}: {error}; {first}") from error
         self.optimizer.zero_grad()
         loss.backward()
@@ -271,14 +284,26 @@ class _Training:
         return value, float(size)
 
     def _set_rate(self) -> None:
-        settings, state = self.config.optimizer, self.state
-        steps = math.ceil(len(self.images) / self.settings.batch_size)
+        settings = self.config.optimizer
         factor = rate_factor(
-            settings.schedule, state.iteration, self.settings.num_epochs * steps, steps,
+            settings.schedule, self.state.iteration, self._num_steps, self._steps_per_epoch, elapsed=self._elapsed,
             warmup_steps=settings.warmup_steps, step_every=settings.step_every, step_factor=settings.step_factor,
         )  # fmt: skip
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * factor
+            group["lr"] = settings.learning_rate * factor * group.get("scale", 1.0)
+
+    @property
+    def _elapsed(self) -> float:
+        """Share of the time allowed that has passed."""
+        return self.state.seconds / (self.settings.max_seconds or math.inf)
+
+    def _objective_now(self) -> Objective:
+        """The objective, with fewer samples while the training is young."""
+        settings, objective = self.settings, self.objective
+        if settings.initial_sample_size is None:
+            return objective
+        done = max((self.state.iteration - 1) / self._num_steps, self._elapsed)
+        return replace(objective, num_samples=sample_size(settings.initial_sample_size, objective.num_samples, done))
 
     def _search(self, frozen: Frozen) -> str:
         """A step of an optimiser that lowers a function, the parameters holding the gradient: how far, in words."""
@@ -338,8 +363,10 @@ class _Training:
         rng = random_stream(settings.seed, "evaluation", epoch)
         try:
             with self.interruption.postponed(False):
-                first = self.images[: len(self.test)]
-                train_loss, ess = of_training or _mean_estimate(self.model, self.objective, first, settings, rng)
+                if of_training is None:
+                    first = self.dataset.shown(len(self.test)).to(self.test)
+                    of_training = _mean_estimate(self.model, self.objective, first, settings, rng)
+                train_loss, ess = of_training
                 test_loss, _ = _mean_estimate(self.model, self.objective, self.test, settings, rng)
                 evidence = importance_log_evidence(self.model, self.test, NLL_SAMPLES, rng)
                 nll = self.dataset.log_volume - float(evidence.log_evidence.mean())

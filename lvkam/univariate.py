@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvkam.compilation import compiled, fix_last_size
+from lvkam.compilation import compiled, fix_last_size, round_up
 from lvkam.splines import (
     BASES,
     Basis,
@@ -181,7 +181,7 @@ class _SummedFunctions(torch.autograd.Function):
         dtype = family.product_dtype(x)
         grad, rows = grad_outputs[0].to(dtype), family.rows_at_a_time(matrix)
         # rows without gradient belong to samples that carry no weight: they cost nothing
-        kept = grad.any(1)
+        kept = round_up(grad.any(1)) if dtype == torch.bfloat16 else grad.any(1)
         all_kept = bool(kept.all())
         parts = (x, base, grad) if all_kept else (x[kept], base[kept], grad[kept])
         # allocated before any chunk, so that the chunks' memory is free in one piece for the next one

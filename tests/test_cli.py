@@ -197,6 +197,23 @@ def test_evaluate_by_annealing(folder: Path) -> None:
     assert json.loads(invoked(*once).stdout, parse_constant=pytest.fail)["acceptance"] is None
 
 
+def test_binarised_mnist_from_end_to_end(tmp_path: Path) -> None:
+    run, of = tmp_path / "run", ("--set", "TRAINING.binarize=dynamic")
+    trained = invoked("train", str(REPOSITORY / "nist_config.ini"), "--output", str(run), *settings(), *of)
+    assert "values divided by 255, binarised, the training images in each batch anew; " in trained.stderr
+    checkpoint = str(run / "ckpt.h5")
+    arguments = ("evaluate", checkpoint, "--num-images", "40", "--num-samples", "300")
+    assert json.loads(invoked(*arguments, "--json").stdout)["binarize"] == "dynamic"
+    text = invoked(*arguments).stdout
+    assert "40 of MNIST, the first of the test split; values divided by 255, binarised\n" in text
+    assert text.endswith("with published figures of stochastically binarised images.\n")
+    assert "cross-entropy" not in text
+    invoked("report", str(run), "--output", str(tmp_path / "a.html"), "--metrics", "none")
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "of bits (dynamic), comparable with published nats of binarised images" in page
+    assert "cross-entropy" not in page
+
+
 def test_an_estimate_that_is_not_to_be_trusted_says_so(folder: Path) -> None:
     done = lvkam("evaluate", run_of(folder) / "ckpt.h5", "--num-images", "5", "--num-samples", "10", cwd=folder)
     assert done.returncode == 0
@@ -386,8 +403,8 @@ BAD_INPUT = {
     ),
     "unknown device": (["train", "c.ini", "--device", "toaster"], "error: --device toaster: no such device here"),
     "not implemented yet": (
-        ["train", "c.ini", "--set", "TRAINING.binarize=static"],
-        "error: --set: [TRAINING] binarize = static: is not implemented yet\n",
+        ["train", "c.ini", "--set", "TRAINING.shard=samples"],
+        "error: --set: [TRAINING] shard = samples: is not implemented yet\n",
     ),
     "contradicting ways to resample": (
         [

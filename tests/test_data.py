@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import chi2
 
 from lvkam import data
-from lvkam.data import TooFewImagesError, load_dataset, load_labels, load_samples
+from lvkam.data import TooFewImagesError, binarise, load_dataset, load_labels, load_samples, static_bits
 from lvkam.errors import DataError
 from lvkam.sources import IDX_IMAGES
 from lvkam.standardisation import Standardisation
@@ -123,6 +124,56 @@ def test_too_many_are_told() -> None:
     for called in (lambda: load_labels("MNIST", "test", 10001), lambda: load_samples("MNIST", 10001)):
         with pytest.raises(TooFewImagesError, match="MNIST has 10000 test images, fewer than the 10001 asked for"):
             called()
+
+
+# --- bits
+
+
+def test_a_pixel_is_1_with_the_probability_that_is_its_grey_value() -> None:
+    grey = torch.linspace(0, 1, 51)
+    draws = binarise(grey.expand(20_000, -1), torch.Generator().manual_seed(0))
+    assert draws.dtype == torch.float32
+    assert set(draws.unique().tolist()) == {0, 1}
+    assert (draws[:, 0] == 0).all()
+    assert (draws[:, -1] == 1).all()
+    inner, p = draws[:, 1:-1].double(), grey[1:-1].double()
+    z = (inner.mean(0) - p) * (20_000 / (p * (1 - p))).sqrt()
+    assert chi2.sf(float(z.square().sum()), len(p)) > 1e-6  # the rate of false alarms
+    # pixels are independent of one another, and so are images
+    assert np.abs(np.corrcoef(inner.T) - np.eye(49)).max() < 6 / 20_000**0.5
+    assert np.abs(np.corrcoef(inner[1:].T, inner[:-1].T)[:49, 49:]).max() < 6 / 20_000**0.5
+    assert torch.equal(binarise(draws, torch.Generator().manual_seed(1)), draws)  # bits stay
+
+
+def test_static_bits_are_those_of_the_first_images_however_many_there_are() -> None:
+    grey = load_dataset("MNIST", 100, 100, (7, 7))
+    for split, x in zip(SPLITS, (grey.train, grey.test), strict=True):
+        bits = static_bits(x, split)
+        for number in (1, 2, 15, 16, 17, 99):
+            assert torch.equal(static_bits(x[:number], split), bits[:number])
+    assert not torch.equal(static_bits(grey.train, "train"), static_bits(grey.train, "test"))
+    # for good, since figures of all times are to compare
+    native = load_dataset("MNIST", 1000, 1000).binarised(anew=False)
+    grey = load_dataset("MNIST", 1000, 1000)
+    for seed, bits, x in ((1, native.train, grey.train), (2, native.test, grey.test)):
+        # as NumPy has the same numbers: the lower 24 bits of those of a Mersenne twister
+        numbers = np.random.RandomState(seed).randint(0, 2**32, x.shape, np.uint32)
+        np.testing.assert_array_equal(bits.numpy(), (numbers & 0xFFFFFF) / 2**24 < x.numpy())
+
+
+def test_a_data_set_is_binarised_once_or_in_each_batch() -> None:
+    grey = load_dataset("MNIST", 30, 20, (7, 7))
+    once, anew = grey.binarised(anew=False), grey.binarised(anew=True)
+    assert str(once) == "MNIST, 7x7, 30 images, values divided by 255, binarised"
+    assert str(anew) == f"{once}, the training images in each batch anew"
+    assert (once.is_drawn_anew, anew.is_drawn_anew, grey.is_drawn_anew) == (False, True, False)
+    bits = static_bits(grey.train, "train")
+    for found, train in ((once, bits), (anew, grey.train)):
+        assert torch.equal(found.train, train)
+        assert torch.equal(found.test, static_bits(grey.test, "test"))
+        assert torch.equal(found.shown(7), bits[:7])
+        assert (found.log_volume, found.image_shape) == (0, (7, 7))
+    assert torch.equal(grey.shown(7), grey.train[:7])
 
 
 # --- own images: ranges

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -37,7 +38,7 @@ from lvkam.build import (
 )
 from lvkam.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 from lvkam.config import ConfigError, parse_config
-from lvkam.data import Dataset, load_dataset
+from lvkam.data import Dataset, load_dataset, static_bits
 from lvkam.descent import LBFGS
 from lvkam.description import describe_run
 from lvkam.errors import DataError
@@ -296,6 +297,12 @@ def test_the_description_of_a_run_is_that_of_its_model(tmp_path: Path) -> None:
     assert described["parameters"] == f"{sum(p.numel() for p in build_model(small_config(), 49).parameters()):,}"
     assert described["generator"] == "4 -> 6 -> 49"
     assert described["steps"] == "2 epochs of 8 steps of 25 images and 16 samples"
+    few = describe_run(
+        small_config("TRAINING.initial_sample_size=4", "TRAINING.max_seconds=9", "TRAINING.gradient_samples=2",
+                     "THERMODYNAMIC_INTEGRATION.num_temps=1")
+    )  # fmt: skip
+    assert few["steps"] == "2 epochs of 8 steps of 25 images and 4 to 16 samples, at most 9 seconds"
+    assert few["objective"] == ("importance sampling, gradient through 2 samples of each image of the largest weights")
     assert described["kernels"] == "not compiled: 16 steps would not repay it"
     assert describe_run(small_config("TRAINING.compile=true"))["kernels"] == "compiled, if a compiler works"
     assert described["folder"] == str(tmp_path / "run")
@@ -307,6 +314,7 @@ def test_the_description_of_a_run_is_that_of_its_model(tmp_path: Path) -> None:
     ([], "adam, learning rate 0.005, schedule constant"),
     (["OPTIMIZER.schedule=step", "OPTIMIZER.warmup_steps=7"],
      "adam, learning rate 0.005, schedule step by 0.5 every 3 epochs, rising over 7 steps"),
+    (["OPTIMIZER.prior_rate=0.1"], "adam, learning rate 0.005, schedule constant, 0.1 times that for the prior"),
     (["OPTIMIZER.type=l-bfgs", "OPTIMIZER.l-bfgs_memory=5", "LINE_SEARCH.c_2=0.25", "OPTIMIZER.schedule=cosine"],
      "l-bfgs, line search morethuente (c_1 = 0.0001, c_2 = 0.25), of 5 steps, learning rate 0.005, schedule cosine"),
     (["OPTIMIZER.type=gd", "LINE_SEARCH.type=backtrack"],
@@ -525,7 +533,17 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]
     return folder, told_run(folder, *PLAIN)
 
 
+@pytest.fixture(scope="module")
+def run_of_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bits") / "run"
+    said = told_run(folder, *OF_BITS)
+    words = "values divided by 255, binarised, the training images in each batch anew; "
+    assert said[0].startswith(f"MNIST, 7x7, 200 images, {words}")
+    return folder
+
+
 PLAIN = ("TRAINING.compile=false", "GRID_UPDATING.grid_update_frequency=4")
+OF_BITS = (*PLAIN, "TRAINING.binarize=dynamic")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -575,6 +593,36 @@ def test_a_run_that_a_signal_ended_goes_on_to_the_same_bits(
         assert f"going on after {epochs} epochs and {batches} batches, iteration {iteration}" in going_on
         assert step_losses(going_on) == step_losses(said)[iteration:]
     require_same_run(folder, expected)
+
+
+@pytest.mark.parametrize("line", ["iteration 6: loss ", "epoch 1/2: ", "iteration 16: loss "])
+def test_a_run_on_bits_drawn_anew_goes_on_to_the_same_bits(line: str, run_of_bits: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        told_run(tmp_path / "run", *OF_BITS, stop_at=line)
+    told_run(tmp_path / "run", *OF_BITS, resume=True)
+    require_same_run(tmp_path / "run", run_of_bits)
+
+
+def test_a_run_on_bits_shows_them_and_draws_their_means(run_of_bits: Path, run_folder: Path, tmp_path: Path) -> None:
+    real = h5_arrays(run_of_bits / "real_images.h5")["samples"]
+    grey = load_dataset("MNIST", 200, 20, (7, 7))
+    bits = static_bits(grey.train[:30], "train").numpy()
+    np.testing.assert_array_equal(real.reshape(30, 49), bits)
+    static = told_run(tmp_path / "run", *PLAIN, "TRAINING.binarize=static")
+    assert static[0].startswith("MNIST, 7x7, 200 images, values divided by 255, binarised; ")
+    np.testing.assert_array_equal(h5_arrays(tmp_path / "run" / "real_images.h5")["samples"], real)
+    generated = h5_arrays(run_of_bits / "generated_images.h5")["samples"]
+    assert ((generated > 0) & (generated < 1)).any()
+    # before any training all evaluate the same bits; then each learns from what it sees
+    drawn, once, plain = (epoch_rows(folder) for folder in (run_of_bits, tmp_path / "run", run_folder))
+    assert drawn[1] == once[1] != plain[1]
+    assert drawn[2] != once[2]
+    for folder, train in ((run_of_bits, grey.train), (tmp_path / "run", static_bits(grey.train, "train"))):
+        held = b"".join(x.numpy().tobytes() for x in (train, static_bits(grey.test, "test")))
+        digest = h5_arrays(folder / "ckpt.h5")["training/data_sha256"].tobytes()
+        assert digest == hashlib.sha256(held).digest()
+    with pytest.raises(ConfigError, match=r"binarize = static: the run in .* has dynamic"):
+        told_run(run_of_bits, *PLAIN, "TRAINING.binarize=static", resume=True)
 
 
 def test_a_signal_before_anything_is_saved_says_so(tmp_path: Path) -> None:
@@ -894,6 +942,9 @@ def test_what_a_table_needs_is_told_all_at_once(tmp_path: Path) -> None:
         f"test: [KAN_LIKELIHOOD] output_activation = sigmoid: must be none, since {path} is a table",
         f"test: [TRAINING] img_resize = 7, 7: must be native, since {path} is a table",
     )
+    with pytest.raises(ConfigError) as caught:
+        run_experiment(small_config(f"TRAINING.dataset={path}", "TRAINING.binarize=dynamic"), tmp_path / "run")
+    assert f"test: [TRAINING] binarize = dynamic: must be none, since {path} is a table" == caught.value.problems[-1]
     with pytest.raises(ConfigError) as caught:
         run_experiment(small_config(*table_overrides(path), "TRAINING.N_train=231"), tmp_path / "run")
     # the 20 of the test are left out

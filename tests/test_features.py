@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lvkam import features
-from lvkam.data import load_labels, load_samples
+from lvkam.data import load_labels, load_samples, static_bits
 from lvkam.errors import DataError
 from lvkam.features import (
     INCEPTION,
@@ -68,6 +68,26 @@ def test_a_classifier_is_fitted_once_and_verified(cache: Path, tmp_path: Path, m
         labelled_classifier("MNIST", (8, 8))
     # the same data and seed: the same name
     assert labelled_classifier("MNIST", SHAPE, few, overwrite=True).name == first.name
+
+
+def test_a_classifier_of_bits_is_another_one(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few, told = few_of_mnist(tmp_path / "data", 3000, 500), list[str]()
+    monkeypatch.setattr(features, "STEPS", 150)
+    grey = labelled_classifier("MNIST", SHAPE, few)
+    found = labelled_classifier("MNIST", SHAPE, few, bits=True, say=told.append)
+    path = cache / "features" / "MNIST-7x7-bits.h5"
+    assert told == [f"fitting a classifier to MNIST, binarised at 7x7; it is kept in {path}"]
+    assert (found.path, found.name == grey.name) == (path, False)
+    # it is tested on bits, and knows them better
+    bits = static_bits(load_samples("MNIST", None, SHAPE, few).x, "test")
+    labels = load_labels("MNIST", "test", 500, few)
+    right = [int((c.network(bits).argmax(1) == labels).sum()) for c in (grey, found)]
+    assert found.accuracy == right[1] / 500
+    assert right[1] > right[0]
+    path.write_bytes(grey.path.read_bytes())
+    refit = r"\. lvkam fit-features MNIST --size 7,7 --bits --overwrite fits it anew\Z"
+    with pytest.raises(FeaturesError, match=r"not of MNIST, binarised at \(7, 7\)" + refit):
+        labelled_classifier("MNIST", SHAPE, bits=True)
 
 
 def test_what_has_no_labels_has_no_classifier(cache: Path) -> None:

@@ -16,16 +16,17 @@ from scipy.stats import multivariate_normal
 
 from benchmarking.tables import PRESET, Mixture, area_under_curve, scores
 from lvkam import load_config
-from lvkam.build import load_model
+from lvkam.build import load_checkpoint, load_model
 from lvkam.checkpoint import CheckpointError, read_checkpoint
-from lvkam.data import load_dataset
+from lvkam.data import Samples, load_dataset, static_bits
 from lvkam.errors import DataError
 from lvkam.evidence import annealed_log_evidence, importance_log_evidence
-from lvkam.experiment import run_experiment
-from lvkam.inference import evaluate_checkpoint, sample_checkpoint
+from lvkam.experiment import load_config_dataset, run_experiment
+from lvkam.inference import evaluate_checkpoint, load_split, sample_checkpoint
 from lvkam.pictures import plot_checkpoint
 from lvkam.run_folder import OutputError
 from lvkam.standardisation import Standardisation
+from lvkam.subject import Subject
 from lvkam.training import random_stream
 from tests.conftest import h5_arrays, small_config, table_overrides, within, write_table
 
@@ -136,6 +137,55 @@ def test_bad_places_and_files_are_refused(checkpoint: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"MNIST has 10000 test images, fewer than the 10001 asked for"):
         evaluate_checkpoint(checkpoint, 10001, 2)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- bits
+
+
+@pytest.fixture(scope="module", params=["static", "dynamic"])
+def of_bits(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = small_config(f"TRAINING.binarize={request.param}", "TRAINING.N_epochs=1", "TRAINING.seed=3")
+    return run_experiment(config, tmp_path_factory.mktemp("bits") / "run", say=lambda _: None) / "ckpt.h5"
+
+
+def test_a_model_of_bits_is_evaluated_on_those_that_its_run_tested(of_bits: Path, tmp_path: Path) -> None:
+    grey = load_dataset("MNIST", 200, 40, (7, 7))
+    bits = static_bits(grey.test, "test")
+    loaded = load_checkpoint(of_bits)
+    assert torch.equal(load_config_dataset(loaded.config).test, bits[:20])
+    test = load_split(of_bits, loaded, None, 40, None)
+    assert (test.scaling, torch.equal(test.x, bits)) == ("values divided by 255, binarised", True)
+    subject = Subject(of_bits, loaded, 1)
+    assert torch.equal(subject.test(40).x, bits)
+    assert torch.equal(subject.training(), static_bits(grey.train, "train"))
+    assert load_split(of_bits, loaded, test, None, None) is not test
+    assert load_split(of_bits, loaded, test, None, None).scaling == test.scaling  # said once
+    found = evaluate_checkpoint(of_bits, 20, 2048)
+    evidence = importance_log_evidence(loaded.model, bits[:20], 2048, random_stream(3, "evaluation"))
+    assert found["nll_nats"] == -evidence.log_evidence.mean().item()
+    assert found["bits_per_dim"] == pytest.approx(found["nll_nats"] / 49 / math.log(2))
+    assert found["binarize"] == loaded.config.training.binarize
+    # the figure of the run's last epoch, by other draws of the prior: twice the same error
+    with (of_bits.parent / "loss.csv").open(newline="") as file:
+        told = float(list(csv.DictReader(file))[-1]["Test NLL"])
+    assert abs(found["nll_nats"] - told) < 6 * math.sqrt(2) * found["nll_stderr"]
+    # grey images given are binarised alike, bits stay what they are
+    np.savez(path := tmp_path / "grey.npz", grey.test[:20].reshape(-1, 7, 7).numpy())
+    np.savez(other := tmp_path / "bits.npz", bits[:20].reshape(-1, 7, 7).numpy().astype(np.uint8))
+    for given, words in ((path, "values as they are, binarised"), (other, "values as they are")):
+        again = evaluate_checkpoint(of_bits, 20, 2048, data=str(given))
+        assert (again["nll_nats"], again["values"]) == (pytest.approx(found["nll_nats"], abs=1e-9), words)
+
+
+def test_the_probabilities_of_all_images_of_bits_sum_to_1(tmp_path: Path) -> None:
+    config = small_config("TRAINING.binarize=static", "TRAINING.N_epochs=1", "TRAINING.img_resize=2, 2")
+    path = run_experiment(config, tmp_path / "run", say=lambda _: None) / "ckpt.h5"
+    images = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)
+    evaluate_checkpoint(path, None, 50, data=Samples(images, (2, 2), ""), per_image=tmp_path / "all.csv")
+    with (tmp_path / "all.csv").open(newline="") as file:
+        log_p = [float(row["Log Evidence (nats)"]) for row in csv.DictReader(file)]
+    assert len(log_p) == 16
+    assert math.fsum(map(math.exp, log_p)) == pytest.approx(1, abs=1e-5)  # six digits are written
 
 
 # --- data of one's own

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 from torch import Tensor
 
 from lvkam.annealing import RESAMPLERS, Annealed, anneal, power_schedule, redrawing, trapezoid_rule, trapezoid_weights
+from lvkam.compilation import ROWS
 from lvkam.model import LVKAM
-from lvkam.objectives import Estimate, ImportanceSampling, Objective, ThermodynamicIntegration
+from lvkam.objectives import SIZED, Estimate, ImportanceSampling, Objective, ThermodynamicIntegration
 from lvkam.prior import MixturePrior
 from lvkam.univariate import UnivariateFunctions
 from tests.conftest import small_model, small_prior, stream
@@ -164,11 +165,11 @@ def peaked_model(reference: str = "uniform") -> LVKAM:
 X = IMAGES.double()
 
 
-def samples_and_weights(model: LVKAM, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+def samples_and_weights(model: LVKAM, num_samples: int, seed: int, images: Tensor = X) -> tuple[Tensor, Tensor]:
     """z (S, Q), and the weights of all samples, (B, S)."""
     with torch.no_grad():
         z = model.prior.sample(num_samples, stream(seed))
-        log_likelihood = model.log_likelihood(X, z)
+        log_likelihood = model.log_likelihood(images, z)
         weights = torch.exp(log_likelihood - log_likelihood.amax(1, keepdim=True))
         return z, weights / weights.sum(1, keepdim=True)
 
@@ -258,15 +259,52 @@ def test_top_samples_with_their_weights_normalised(
         assert calls == [len(np.unique(best))]
     np.testing.assert_allclose(gradient(estimate.loss, model), exact, atol=1e-12 * np.abs(exact).max(), rtol=0)
 
-    with torch.no_grad():  # the likelihood's part of the value is of all samples, the prior's of those chosen
-        likelihood = model.log_likelihood(X, z)
-        prior = plain_loss(model, z, torch.from_numpy(restricted), normalization)
-        prior += (torch.from_numpy(restricted) * likelihood).sum(1).mean()
-        expected = prior - (weights * likelihood).sum(1).mean()
+    expected = plain_loss(model, z, torch.from_numpy(restricted), normalization)
     np.testing.assert_allclose(estimate.loss.item(), expected.item(), rtol=1e-12)
     np.testing.assert_allclose(
         estimate.effective_sample_size.item(), (1 / weights.square().sum(1)).mean().item(), rtol=1e-12
     )  # fmt: skip
+
+
+def test_the_gradient_of_few_samples_with_their_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The likelihood is differentiated at those chosen alone, in whole blocks of rows; the generator runs once."""
+    model = peaked_model()
+    model.noise_std = 0.2
+    seen: list[tuple[int, bool]] = []
+    log_likelihood = model.output_log_likelihood
+
+    def watched(x: Tensor, out: Tensor) -> Tensor:
+        seen.append((len(out), out.requires_grad))
+        return log_likelihood(x, out)
+
+    monkeypatch.setattr(model, "output_log_likelihood", watched)
+    loss = importance_sampling(1000, "quadrature", 3)(model, X, stream(21))
+    assert seen == [(1000, False), (ROWS, True)]
+
+    rng = stream(21)
+    z = model.prior.sample(1000, rng)
+    noise = torch.randn(1000, X.shape[1], generator=rng).double()
+    with torch.no_grad():
+        weights = model.output_log_likelihood(X, model.outputs(z) + 0.2 * noise).numpy()
+    best = np.argsort(-weights, axis=1)[:, :3]
+    chosen = torch.from_numpy(special.softmax(np.take_along_axis(weights, best, 1), axis=1))
+    rows = torch.from_numpy(best)
+    likelihood = model.output_log_likelihood(X, model.outputs(z) + 0.2 * noise).gather(1, rows)
+    expected = -(chosen * (likelihood + model.prior.log_prob(z)[rows])).sum(1).mean()
+    np.testing.assert_allclose(loss.item(), expected.item(), rtol=1e-12)
+    exact = gradient(expected, model)
+    np.testing.assert_allclose(gradient(loss, model), exact, atol=1e-12 * np.abs(exact).max(), rtol=0)
+
+
+def test_effective_sample_sizes_of_many_images_are_told_by_the_first_ones() -> None:
+    """Where few samples carry gradient; all images' otherwise."""
+    model = lively_model(2, "uniform").double()
+    images = torch.rand(SIZED + 40, IMAGES.shape[1], dtype=torch.float64, generator=stream(22))
+    _, weights = samples_and_weights(model, 300, 23, images)
+    sizes = 1 / weights.square().sum(1)
+    for selection, expected in (("top", sizes[:SIZED].mean()), ("resampled", sizes.mean())):
+        found = importance_sampling(300, "quadrature", 2, selection).estimate(model, images, stream(23))
+        np.testing.assert_allclose(found.effective_sample_size.item(), expected.item(), rtol=1e-10)
 
 
 @pytest.mark.parametrize("count", [2, 9])

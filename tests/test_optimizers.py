@@ -109,6 +109,16 @@ def test_the_rate_warms_up_and_takes_its_course(schedule: str) -> None:
         assert factors[20:] == pytest.approx(expected[20:])
 
 
+def test_a_cosine_falls_with_the_time_if_that_is_over_first() -> None:
+    by_time = [rate_factor("cosine", i, 1000, 10, elapsed=i / 50, warmup_steps=5) for i in range(1, 51)]
+    assert by_time[4:] == pytest.approx([(1 + math.cos(math.pi * i / 50)) / 2 for i in range(5, 51)])
+    assert by_time[:4] == pytest.approx([i / 5 * (1 + math.cos(math.pi * i / 50)) / 2 for i in range(1, 5)])
+    assert by_time[-1] == pytest.approx(0, abs=1e-12)
+    assert rate_factor("cosine", 800, 1000, 10, elapsed=0.1) == rate_factor("cosine", 800, 1000, 10)
+    for schedule in ("constant", "step"):
+        assert rate_factor(schedule, 8, 100, 10, elapsed=0.9) == 1
+
+
 def test_a_training_shorter_than_its_warm_up_only_warms_up() -> None:
     for schedule in ("constant", "cosine"):
         factors = [rate_factor(schedule, i, 5, 5, warmup_steps=10) for i in range(1, 6)]

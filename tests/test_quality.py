@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from lvkam import features, metrics
+from lvkam import features, metrics, quality
 from lvkam.build import load_checkpoint
-from lvkam.data import load_samples
+from lvkam.data import load_samples, static_bits
 from lvkam.errors import DataError, InputError
 from lvkam.experiment import draw_samples, run_experiment
 from lvkam.inference import evaluate_checkpoint
@@ -73,6 +73,34 @@ def test_the_controls_come_out_in_order(
     samples = draw_samples(loaded.model, loaded.config, 600, 1)[0].clamp(0, 1)
     see = features.lenet_features(features.labelled_classifier("MNIST", (14, 14))).of
     assert told["kid"] == metrics.kid(see(real), see(samples), random_stream(1, "quality", 1)).value
+
+
+def test_a_model_of_bits_is_compared_in_bits(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not cache.exists()
+    monkeypatch.setattr(features, "STEPS", 20)
+    few = few_of_mnist(tmp_path / "data", 1000, 200)
+    config = small_config("TRAINING.N_epochs=1", "TRAINING.binarize=static")
+    path = run_experiment(config, tmp_path / "run", data_dir=few, say=lambda _: None) / "ckpt.h5"
+    compared: dict[str, torch.Tensor] = {}
+    measure = quality.measure_sets
+
+    def remember(reals: quality.Reals, sets: dict[str, torch.Tensor], *arguments: Any) -> list[quality.Row]:
+        compared.update(sets, real=reals.test)
+        return measure(reals, sets, *arguments)
+
+    monkeypatch.setattr(quality, "measure_sets", remember)
+    found = evaluate_checkpoint(path, metrics=["kid"], num_generated=100, data_dir=few)
+    # on features of a classifier of bits
+    assert found["features"] == features.labelled_classifier("MNIST", (7, 7), bits=True).name
+    assert [p.name for p in (cache / "features").glob("*.h5")] == ["MNIST-7x7-bits.h5"]
+    assert compared.keys() == {"model", "real train", "without class 0", "noise", "real"}
+    assert all(set(x.unique().tolist()) == {0, 1} for x in compared.values())
+    bits = static_bits(load_samples("MNIST", None, (7, 7), few).x, "test")
+    assert torch.equal(compared["real"], bits[torch.randperm(200, generator=random_stream(1, "quality"))][:100])
+    # samples are drawn from their means: 4,900 bits, so that a z beyond 6 is one in 10^9
+    loaded = load_checkpoint(path)
+    p = draw_samples(loaded.model, loaded.config, 100, 1)[0].double()
+    assert abs((compared["model"].double() - p).sum() / (p * (1 - p)).sum().sqrt()) < 6
 
 
 def test_of_ones_own_data_principal_components_are_compared(tmp_path: Path, cache: Path) -> None:

@@ -181,13 +181,20 @@ def test_the_keys_that_may_differ_are_these() -> None:
 
 def test_a_cosine_ends_with_the_training_that_it_was_made_for(tmp_path: Path) -> None:
     begun(tmp_path, small_config("OPTIMIZER.schedule=cosine"))  # of two epochs
-    longer = small_config("OPTIMIZER.schedule=cosine", "TRAINING.N_epochs=9")
-    assert refused(tmp_path, longer) == (
+    for key, value, theirs in (("N_epochs", "9", "2"), ("max_seconds", "99", "none")):
+        longer = small_config("OPTIMIZER.schedule=cosine", f"TRAINING.{key}={value}")
+        assert refused(tmp_path, longer) == (
+            f"test: [TRAINING] {key} = {value}: the run in {tmp_path} has {theirs}, and goes on with that only, by "
+            "which its schedule = cosine goes",
+        )
+
+
+def test_a_growing_number_of_samples_ends_with_the_training_that_it_was_made_for(tmp_path: Path) -> None:
+    begun(tmp_path, small_config("TRAINING.initial_sample_size=2"))
+    assert refused(tmp_path, small_config("TRAINING.initial_sample_size=2", "TRAINING.N_epochs=9")) == (
         f"test: [TRAINING] N_epochs = 9: the run in {tmp_path} has 2, and goes on with that only, by which its "
-        "schedule = cosine goes",
+        "initial_sample_size goes",
     )
-    timed = small_config("OPTIMIZER.schedule=cosine", "TRAINING.max_seconds=99")
-    assert resume_point(tmp_path, timed, quiet) is None  # there is no checkpoint yet, but nothing that differs
 
 
 def test_all_keys_that_differ_are_named_at_once(folder: Path) -> None:

@@ -75,12 +75,15 @@ ADDED = """\
 [MIX_PRIOR]
 normalization = quadrature
 quadrature_points = 256
+[KAN_LIKELIHOOD]
+hidden_grid_range = none
 [THERMODYNAMIC_INTEGRATION]
 estimator = trapezoid
 resampler = none
 resampling_threshold = 0.5
 moves_per_temperature = 0
 [TRAINING]
+initial_sample_size = none
 img_resize = native
 seed = 1
 max_seconds = none
@@ -95,6 +98,7 @@ gradient_samples = all
 gradient_selection = top
 [OPTIMIZER]
 schedule = constant
+prior_rate = 1
 warmup_steps = 0
 step_every = 3
 step_factor = 0.5
@@ -207,6 +211,11 @@ RULES: dict[str, dict[str, tuple[str, dict[str, Any], list[str]]]] = {
         "expert_widths": (
             "1 or more integers from 1 to 1000000, separated by commas", {**WIDTHS, "5": (5,)}, NO_WIDTHS,
         ),
+        "hidden_grid_range": (
+            "two numbers from -1000000 to 1000000, the smaller one first, or none",
+            {"none": None, **RANGE},
+            [*NO_RANGE, "native"],
+        ),
         "generator_noise_var": SIZE,
         "generator_variance": WIDTH,
         "likelihood_model": words("bernoulli", "l2"),
@@ -231,6 +240,11 @@ RULES: dict[str, dict[str, tuple[str, dict[str, Any], list[str]]]] = {
     "TRAINING": {
         **dict.fromkeys(("batch_size", "MC_expectation_sample_size", "N_train", "N_test", "N_epochs"), COUNT),
         **dict.fromkeys(("num_generated_samples", "batch_size_for_gen", "checkpoint_every"), COUNT),
+        "initial_sample_size": (
+            "an integer from 1 to 1000000000, or none",
+            {"none": None, "1": 1, "1000000000": 10**9},
+            ["all", "", "0", "1000000001", "1.5", "None"],
+        ),
         "use_gpu": SWITCH,
         "dataset": ANY_TEXT,
         "update_grid": ANY_TEXT,
@@ -262,6 +276,7 @@ RULES: dict[str, dict[str, tuple[str, dict[str, Any], list[str]]]] = {
     "OPTIMIZER": {
         "type": OPTIMIZERS,
         "learning_rate": POSITIVE,
+        "prior_rate": SIZE,
         "l-bfgs_memory": integers(1, 10**6),
         "schedule": words("constant", "cosine", "step"),
         "warmup_steps": COUNT_OR_ZERO,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chi2
 from torch import Tensor
 
 from lvkam.build import (
@@ -26,14 +27,15 @@ from lvkam.build import (
     set_optimizer_arrays,
 )
 from lvkam.config import Config
-from lvkam.data import Dataset
+from lvkam.data import Dataset, static_bits
 from lvkam.descent import FunctionOptimizer
 from lvkam.interruption import Interrupted, Interruption
 from lvkam.model import LVKAM
 from lvkam.objectives import Estimate, Frozen, ImportanceSampling, Objective
 from lvkam.optimizers import SEARCHING, rate_factor
+from lvkam.prior import MixturePrior
 from lvkam.progress import EpochRecord, TrainingState
-from lvkam.training import LONGEST_PERIOD, Callbacks, is_finished, next_period, random_stream, train
+from lvkam.training import LONGEST_PERIOD, Callbacks, is_finished, next_period, random_stream, sample_size, train
 from lvkam.univariate import UnivariateFunctions
 from tests.conftest import small_config, stream
 
@@ -75,14 +77,15 @@ def run(
 
 
 class Recording(ImportanceSampling):
-    """Remembers the first pixel of every image that it was trained on."""
+    """Remembers the first pixel, or other ones, of every image that it was trained on."""
 
-    seen: list[list[float]]
+    seen: list[list[Any]]
+    column: int | slice = 0
 
     def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
         estimate = super().estimate(model, x, rng)
         if torch.is_grad_enabled():
-            self.seen.append(x[:, 0].tolist())
+            self.seen.append(x[:, self.column].tolist())
         return estimate
 
 
@@ -99,6 +102,24 @@ def test_every_image_once_an_epoch_in_a_new_order() -> None:
     assert [r.epoch for r in records] == [0, 1, 2, 3]
     assert all(math.isfinite(v) for r in records for v in r)
     assert all(a.seconds < b.seconds for a, b in zip(records[:-1], records[1:], strict=True))
+
+
+def test_bits_are_drawn_anew_each_time_that_an_image_is_seen() -> None:
+    grey = torch.linspace(0.05, 0.95, 9).repeat(70, 1)
+    dataset = Dataset("made", grey[:50], grey[50:], (3, 3)).binarised(anew=True)
+    objective = Recording(4)
+    object.__setattr__(objective, "seen", [])
+    object.__setattr__(objective, "column", slice(None))
+    _, records, _, _ = run(made_config("TRAINING.N_epochs=60"), objective, dataset=dataset)
+    seen = torch.tensor([image for batch in objective.seen for image in batch], dtype=torch.float64)
+    assert seen.shape == (60 * 50, 9)
+    assert set(seen.unique().tolist()) == {0, 1}
+    p = grey[0].double()
+    z = (seen.mean(0) - p) * (len(seen) / (p * (1 - p))).sqrt()
+    assert chi2.sf(float(z.square().sum()), 9) > 1e-6  # the rate of false alarms
+    # what is evaluated is not drawn anew
+    still = replace(dataset, train=static_bits(dataset.train, "train"), is_drawn_anew=False)
+    assert run(made_config("TRAINING.N_epochs=1"), objective, dataset=still)[1][0][1:] == records[0][1:]
 
 
 def test_training_lowers_the_loss() -> None:
@@ -471,8 +492,11 @@ class Training:
             on_epoch(log[-1])
 
         callbacks = Callbacks(record, self.keep, lambda state: self.best.append(state.epoch), self.lines.append)
+        dataset = made_dataset()
+        if self.config.training.binarize != "none":
+            dataset = dataset.binarised(anew=self.config.training.binarize == "dynamic")
         self.state = train(
-            self.model, self.objective, self.optimizer, made_dataset(), self.config, self.rng, callbacks, self.state,
+            self.model, self.objective, self.optimizer, dataset, self.config, self.rng, callbacks, self.state,
             self.interruption,
         )  # fmt: skip
         return self.state
@@ -558,6 +582,15 @@ def test_a_training_goes_on_to_the_same_bits_from_wherever_it_was_saved(optimize
         assert going_on.best == [epoch for epoch in undisturbed.best if epoch > saved.epoch]
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "l-bfgs"])
+def test_a_training_on_bits_drawn_anew_goes_on_to_the_same_bits(optimizer: str) -> None:
+    config = ragged_config(f"OPTIMIZER.type={optimizer}", *OBJECTIVES["vanilla"], *TINY, "TRAINING.binarize=dynamic")
+    undisturbed = Training(config)
+    undisturbed.run()
+    for index, saved in enumerate(undisturbed.copies):
+        require_same(Training.resumed(config, saved, by_file=index % 2 == 0), undisturbed)
+
+
 TINY = (
     "MIX_PRIOR.layer_widths=2, 2", "MIX_PRIOR.grid_size=2", "MIX_PRIOR.spline_degree=1",
     "KAN_LIKELIHOOD.expert_widths=2", "KAN_LIKELIHOOD.grid_size=2", "KAN_LIKELIHOOD.spline_degree=1",
@@ -618,6 +651,63 @@ def test_the_learning_rate_takes_its_course(optimizer: str, monkeypatch: pytest.
     rates.clear()
     cosine.run()
     assert rates == [0.04 * rate_factor("cosine", i, 8, 4, warmup_steps=3) for i in range(1, 9)]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rms"])
+@pytest.mark.parametrize("scale", [0.0, 0.25])
+def test_the_prior_learns_at_its_own_rate(scale: float, optimizer: str) -> None:
+    """A step moves its parameters by that share of what it would, the generator's as ever."""
+    moved = []
+    for factor in (1.0, scale):
+        training = Training(made_config(f"OPTIMIZER.type={optimizer}", "THERMODYNAMIC_INTEGRATION.num_temps=1",
+                                        "GRID_UPDATING.update_prior_grid=false", f"OPTIMIZER.prior_rate={factor}",
+                                        "GRID_UPDATING.update_llhood_grid=false", "TRAINING.batch_size=50",
+                                        "TRAINING.N_epochs=1"))  # fmt: skip
+        before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+        training.run()
+        moved.append({name: p.detach() - before[name] for name, p in training.model.named_parameters()})
+    for name, whole in moved[0].items():
+        assert whole.abs().max() > 0
+        expected = scale * whole if name.startswith("prior") else whole
+        torch.testing.assert_close(moved[1][name], expected, rtol=1e-4, atol=2e-7)
+
+
+@pytest.mark.parametrize(("first", "last", "stages"), [
+    (1, 8, [1, 2, 4, 8]), (8, 8, [8]), (3, 7, [3, 7]), (2, 7, [3, 7]), (500, 2000, [500, 1000, 2000]), (5, 9, [9]),
+])  # fmt: skip
+def test_samples_double_at_equal_intervals(first: int, last: int, stages: list[int]) -> None:
+    sizes = [sample_size(first, last, done / 1000) for done in range(1001)]
+    assert sorted(set(sizes)) == stages
+    assert sizes == sorted(sizes)
+    assert all(abs(sizes[:1000].count(size) - 1000 / len(stages)) <= 1 for size in stages)
+    assert sample_size(first, last, 7.0) == last  # longer than it was to take
+
+
+def test_samples_grow_while_a_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its steps, or by the clock if that is faster; test figures are of all samples; it resumes to the bit."""
+    growing = ("THERMODYNAMIC_INTEGRATION.num_temps=1", "TRAINING.MC_expectation_sample_size=32",
+               "TRAINING.initial_sample_size=8")  # fmt: skip
+    config = ragged_config(*growing)
+    seen: list[int] = []
+    draw = MixturePrior.sample
+
+    def watched(self: MixturePrior, num_samples: int, *arguments: Any) -> Tensor:
+        if num_samples < 32:  # neither for an evaluation nor for a grid update
+            seen.append(num_samples)
+        return draw(self, num_samples, *arguments)
+
+    monkeypatch.setattr(MixturePrior, "sample", watched)
+    undisturbed = Training(config)
+    undisturbed.run()
+    assert seen == [8, 8, 8, 16, 16, 16]  # of 8 steps the last two have 32
+    going_on = Training.resumed(config, undisturbed.copies[4], by_file=True)
+    require_same(going_on, undisturbed)
+
+    seen.clear()
+    timed = Training(ragged_config(*growing, "TRAINING.max_seconds=1e6"))
+    timed.state = TrainingState(grid_update_period=config.grid_update.frequency, seconds=5e5)
+    timed.run()
+    assert seen == [16] * 6
 
 
 def test_memory_starts_afresh_when_grids_move() -> None:
