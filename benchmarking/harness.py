@@ -136,7 +136,8 @@ class Report:
         self.tables.append((heading, list(rows)))
         print(f"{heading}\n{as_text(rows)}\n", flush=True)
 
-    def write(self, draw: Callable[[Axes], None]) -> None:
+    def write(self, *draw: Callable[[Axes], None]) -> None:
+        """Text, CSV and a picture with a panel for each function."""
         self.folder.mkdir(parents=True, exist_ok=True)
         quick = ["a quick run: few rounds, few sizes"] if self.quick else []
         parts = [
@@ -153,8 +154,10 @@ class Report:
             writer.writeheader()
             for heading, rows in self.tables:
                 writer.writerows({"table": heading, **row} for row in rows)
-        figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-        draw(axes)
+        size = (6.4 if len(draw) == 1 else 4.8 * len(draw), 4.0)
+        figure, panels = plt.subplots(1, len(draw), figsize=size, layout="constrained", squeeze=False)
+        for fill, axes in zip(draw, panels.flat, strict=True):
+            fill(axes)
         figure.suptitle(textwrap.fill(self.title, 80), fontsize=9)
         figure.savefig(self.folder / f"{self.name}.png", dpi=100)
         plt.close(figure)
@@ -206,12 +209,21 @@ def bars(axes: Axes, names: Sequence[str], values: Sequence[float], label: str) 
     axes.set_xlabel(label)
 
 
-def options(name: str, title: str) -> Report:
-    """Read `--quick` and `--output` and begin a report."""
+def option_parser(name: str, title: str) -> argparse.ArgumentParser:
+    """`--quick` and `--output`, which all benchmarks have."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarking.{name}", description=title)
     parser.add_argument("--quick", action="store_true", help="few rounds and sizes: to see that it works")
     parser.add_argument("--output", type=Path, help="folder for the results")
-    arguments = parser.parse_args()
+    return parser
+
+
+def begin(name: str, title: str, arguments: argparse.Namespace) -> Report:
+    """A report in the folder asked for."""
     folder = arguments.output or (RESULTS / "quick" if arguments.quick else RESULTS)
     tqdm.write(f"{name}: {title}", file=sys.stderr)
     return Report(name, title, arguments.quick, folder)
+
+
+def options(name: str, title: str) -> Report:
+    """Read `--quick` and `--output` and begin a report."""
+    return begin(name, title, option_parser(name, title).parse_args())

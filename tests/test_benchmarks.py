@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import csv
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarking import quality
 from benchmarking.harness import Report, Timing, as_text, bars, interleave, peak_memory
 from benchmarking.peers import Floor, PortedLayer, PortedModel, cox_de_boor
+from benchmarking.quality_tables import spread
+from benchmarking.rivals import LEBM, VAE, StudentT, average, langevin, last, train
 from benchmarking.sampling import mlp_decoder
 from benchmarking.scaling import exponent
 from benchmarking.summary import as_markdown, tables
+from lvkam import features, metrics
 from lvkam.build import build_model
+from lvkam.generator import bernoulli_log_likelihood
 from lvkam.objectives import ImportanceSampling
 from lvkam.splines import adaptive_knots, b_spline_basis, extend_grid
 from lvkam.univariate import FunctionFamily, UnivariateFunctions
-from tests.conftest import small_config, stream
+from tests.conftest import REPOSITORY, few_of_mnist, small_config, stream
 
 
 def test_the_port_of_a_layer_is_the_layer() -> None:
@@ -127,3 +136,213 @@ def test_a_report_is_text_csv_and_picture(tmp_path: Path, capsys: pytest.Capture
     found = tables(tmp_path / "new" / "name.csv")
     assert found == {"first": [{"a": "1", "b": "0.123456"}, {"a": "2", "c": "word"}], "second": [{"a": "3"}]}
     assert as_markdown(found["first"]) == ["| a | b | c |", "|---|---|---|", "| 1 | 0.1235 |  |", "| 2 |  | word |"]
+    report.write(*[lambda axes: bars(axes, ["x"], [1.0], "ms")] * 3)
+    with Image.open(tmp_path / "new" / "name.png") as picture:
+        assert picture.width == 3 * 480
+
+
+# rivals
+
+
+def by_quadrature(log_density: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """log of the integral over the plane of exp, (n, 2) -> (B, n) or (n,)."""
+    nodes = torch.linspace(-9, 9, 601)
+    z = torch.cartesian_prod(nodes, nodes)
+    return log_density(z).double().logsumexp(-1) + 2 * np.log(18 / 600)
+
+
+def log_normal(z: torch.Tensor) -> torch.Tensor:
+    return torch.distributions.Normal(0, 1).log_prob(z).sum(-1)
+
+
+def sharpened(model: VAE | LEBM) -> None:
+    """Far from its initial values, where all images would be equally likely and f zero."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.5)
+
+
+def test_a_vaes_evidence_is_the_integral() -> None:
+    model, x = VAE(6, stream(0), latent_dim=2, hidden=8), torch.rand(5, 6, generator=stream(1))
+    with torch.no_grad():
+        model.decoder[-1].weight.mul_(6)  # pyright: ignore
+        exact = by_quadrature(lambda z: bernoulli_log_likelihood(x, model.decoder(z)) + log_normal(z))
+    found = model.log_evidence(x, 20_000, stream(2))
+    assert exact.std() > 0.1
+    assert found.standard_error.max() < 0.02
+    assert ((found.log_evidence - exact).abs() < 4 * found.standard_error).all()
+    assert abs(float((found.log_evidence - exact).mean())) < 4 * found.mean_standard_error
+    with torch.no_grad():  # the bound that is trained is below it, in the mean over its samples
+        bound = -torch.stack([model.loss(x, rng) for rng in map(stream, range(300))]).mean()
+    assert float(bound) < float(exact.mean())
+
+
+def test_an_energy_based_models_evidence_is_the_integral(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LEBM, "NORMALISER_SAMPLES", 200_000)
+    model = LEBM(6, stream(0), latent_dim=2, hidden=8, hidden_energy=8)
+    sharpened(model)
+    x = torch.rand(5, 6, generator=stream(1))
+    with torch.no_grad():
+        log_z = by_quadrature(model.log_prior)
+        exact = by_quadrature(lambda z: bernoulli_log_likelihood(x, model.decoder(z)) + model.log_prior(z)) - log_z
+    normaliser = model.log_normaliser(stream(2))
+    assert abs(float(log_z)) > 0.1
+    assert abs(normaliser.value - float(log_z)) < 4 * normaliser.standard_error < 0.05
+    found = model.log_evidence(x, 20_000, stream(3))
+    assert exact.std() > 0.1
+    assert found.standard_error.max() < 0.03
+    assert found.effective_sample_size.min() > 4000
+    assert ((found.log_evidence - exact).abs() < 4 * found.standard_error).all()
+
+
+def test_standard_errors_are_of_the_estimate() -> None:
+    """Of log-normal weights, by as many repetitions as there are images; an error of log Z is common to all."""
+    w = 0.7 * torch.randn(2000, 400, generator=stream(0))
+    found = average([w[:700], w[700:]])
+    assert found.log_evidence.std() == pytest.approx(float(found.standard_error.mean()), rel=0.05)
+    assert found.mean_standard_error == pytest.approx(float(found.standard_error.mean()) / 2000**0.5, rel=0.05)
+    shifted = average([w], (0.5, 0.1, 1.0))  # pyright: ignore
+    torch.testing.assert_close(shifted.log_evidence, found.log_evidence - 0.5)
+    assert shifted.mean_standard_error == pytest.approx(0.1, rel=0.01)
+
+
+def test_langevin_dynamics_settle_in_their_density() -> None:
+    """N(1, 0.5^2): with a step s the variance is 1 / (1 - s^2 / (4 sigma^2)) times as large."""
+    sigma, size = 0.5, 0.2
+    start = torch.randn(20_000, 1, generator=stream(0))
+    z = last(langevin(lambda z: -0.5 * ((z - 1) / sigma).square().sum(1), start, 100, size, stream(1)))
+    assert float(z.mean()) == pytest.approx(1, abs=0.02)
+    assert float(z.var()) == pytest.approx(sigma**2 / (1 - size**2 / (4 * sigma**2)), rel=0.05)
+    assert not z.requires_grad
+
+
+def test_proposals_have_the_density_they_say() -> None:
+    points = torch.randn(1, 3000, 2, generator=stream(0)) @ torch.tensor([[1.0, 0.4], [0.0, 0.5]]) + 1
+    z, log_q = StudentT.around(points).draw(100_000, stream(1))
+    torch.testing.assert_close(z.mean((0, 1)), torch.ones(2), atol=0.05, rtol=0)
+    # the mean of N(0, 1) / q over samples of q is 1
+    assert float((log_normal(z) - log_q).exp().mean()) == pytest.approx(1, abs=0.05)
+    nu = StudentT.FREEDOM
+    variances = points.var(1)[0] * nu / (nu - 2)
+    torch.testing.assert_close(z[0].var(0), variances, atol=0, rtol=0.05)
+
+
+@pytest.mark.parametrize(("kind", "rate"), [(VAE, "rate"), (LEBM, "decoder_rate")])
+def test_rivals_learn(kind: Callable[..., VAE | LEBM], rate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LEBM, "WARMUP", 1)  # of steps of LEBM there are a few dozen here
+    monkeypatch.setattr(LEBM, "PRIOR_STEPS", 5)
+    monkeypatch.setattr(LEBM, "NORMALISER_SAMPLES", 10_000)
+    images = (torch.rand(200, 1, generator=stream(0)) > 0.5).float().expand(-1, 64) * 0.9 + 0.05
+    model = kind(64, stream(1), latent_dim=2, hidden=16, **{rate: 0.02})
+    before = float(model.log_evidence(images[:20], 500, stream(2)).log_evidence.mean())
+    weights = [p.clone() for p in model.parameters() if p.ndim > 1]  # what is added to f changes no density
+    training = train(model, images, 1.0, stream(3))
+    assert training.steps > 5
+    assert 1.0 <= training.seconds < 3
+    changed = [p for p in model.parameters() if p.ndim > 1]
+    assert all((p != q).any() for p, q in zip(weights, changed, strict=True))
+    assert float(model.log_evidence(images[:20], 500, stream(2)).log_evidence.mean()) > before + 0.5
+    assert model.sample(30, stream(4)).shape == (30, 64)
+
+
+# quality
+
+
+def run_quality(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["quality", *map(str, arguments)])
+    quality.main()
+
+
+def test_a_quick_run_is_taken_up_again_and_summarised(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(features, "STEPS", 30)
+    monkeypatch.setattr(metrics, "REPLICATES", 20)
+    monkeypatch.setattr(quality, "NUM_TRAIN", 500)
+    monkeypatch.setattr(quality, "SIZE", 8)
+    monkeypatch.setattr(quality, "QUICK", quality.Effort(10, 3, 50, 50, 200, 4, 2, 5, 30, 20, 3))
+    monkeypatch.setattr(quality, "compiler_problem", lambda: "not in this test")
+    monkeypatch.setattr(LEBM, "NORMALISER_SAMPLES", 10_000)
+    (preset := tmp_path / "preset.ini").write_text(small_config().to_ini(), encoding="utf-8")
+    data, output = few_of_mnist(tmp_path / "data", 800, 300), tmp_path / "new" / "out"
+    options = ("--quick", "--output", output, "--data-dir", data, "--datasets", "MNIST", "--preset", f"MNIST={preset}")
+    run_quality(monkeypatch, *options, "--seconds", "0.3")
+    lines = (output / "cells.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["model"] for record in records] == ["controls", "LV-KAM", "LEBM", "VAE"]  # turned by the seed
+    assert all(0.3 <= record["training seconds"] < 3 for record in records[1:])
+    assert records[1]["parameters"] == sum(p.numel() for p in build_model(small_config(), 64).parameters())
+    assert records[3]["parameters"] > records[3]["decoder parameters"] > 500_000 / 2
+    assert set(records[1]["images a second"]) == {"VAE", "LEBM", "LV-KAM"}
+    with np.load(output / "quality-samples" / "VAE-MNIST-8-0.3s-1.npz") as arrays:
+        assert arrays["samples"].shape == (30, 8, 8)
+
+    # what is there is not measured again, what is missing is, and a cell measured otherwise is refused
+    with monkeypatch.context() as patch:
+        patch.setattr(quality, "measure_lvkam", None)
+        patch.setattr(quality, "measure_controls", None)
+        run_quality(monkeypatch, *options, "--seconds", "0.3")
+        assert (output / "cells.jsonl").read_text().splitlines() == lines
+        with pytest.raises(SystemExit) as stop:
+            run_quality(monkeypatch, *options, "--seconds", "0.3", "--set", "TRAINING.batch_size=20")
+        assert stop.value.code == 2
+        assert "MNIST 8x8, LV-KAM, 0.3 s, seed 1 was measured with config = " in capsys.readouterr().err
+        (output / "cells.jsonl").write_text("\n".join(lines[:3]) + "\n")
+        run_quality(monkeypatch, *options, "--seconds", "0.3")
+    again = (output / "cells.jsonl").read_text().splitlines()
+    assert (again[:3], len(again), json.loads(again[3])["model"]) == (lines[:3], 4, "VAE")
+
+    for name in ("quality.txt", "quality.csv", "quality.png", "quality-samples-MNIST-8.png"):
+        (output / name).unlink()
+    run_quality(monkeypatch, "--summarise", "--output", output)
+    assert "LV-KAM less VAE, paired by seed" in (output / "quality.txt").read_text()
+    found = tables(output / "quality.csv")
+    assert [row["s"] for row in found["likelihood"]] == ["0.3"] * 3
+    assert {row["verdict"] for row in found["targets"]} <= {"met", "missed"}
+    assert len(found["targets"]) == 5
+    for name in ("quality.png", "quality-samples-MNIST-8.png"):
+        assert 1000 < (output / name).stat().st_size < 300_000
+
+
+def test_medians_are_told_with_their_range() -> None:
+    assert spread([1.234], 2) == "1.23"
+    assert spread([3.0, 1.0, 2.5], 1) == "2.5 [1.0, 3.0]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seconds", "15,x"), "argument --seconds: invalid seconds value: '15,x'"),
+        (("--seconds", "0"), "must be greater than 0"),
+        (("--seconds", "15,15"), "names one twice"),
+        (("--seeds", "-1"), "must be from 0 to"),
+        (("--datasets", "MNIST,SVHN"), "SVHN: must be out of MNIST, FMNIST"),
+        (("--preset", "MNIST"), "must be NAME=FILE.ini"),
+        (("--preset", "MNIST=missing.ini"), "missing.ini"),
+        (("--set", "TRAINING.nothing=1", "--preset", "MNIST=nist_config.ini"), "nothing"),
+        (("--summarise",), "there are no cells to summarise"),
+    ],
+)
+def test_bad_input_is_one_message(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(quality, "compiler_problem", lambda: "not in this test")
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(SystemExit) as stop:
+        run_quality(monkeypatch, "--output", tmp_path / "out", *arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_file_of_cells_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cells.jsonl").write_text('{"model": "VAE"}\n')
+    with pytest.raises(SystemExit):
+        run_quality(monkeypatch, "--summarise", "--output", tmp_path)
+    assert "cells.jsonl: is not a file of cells" in capsys.readouterr().err
