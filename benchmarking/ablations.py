@@ -8,7 +8,6 @@ With the defaults it takes about two hours, so that `run_benchmarks.sh` leaves i
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
-from benchmarking.harness import RESULTS, Report, Row
+from benchmarking.harness import Row, begin, option_parser
 from cli.main import keep_freed_memory
 from lvkam import load_config, run_experiment
 from lvkam.build import load_checkpoint
@@ -75,7 +74,7 @@ def run_of(folder: Path, preset: Path, name: str, seed: int, overrides: list[str
 
 def figures(run: Path, quick: bool, data_dir: Path | None) -> dict[str, Any]:
     """NLL and its error, steps and parameters of a finished run."""
-    loaded = load_checkpoint(run / "ckpt.h5", compile=True)
+    loaded = load_checkpoint(run / "ckpt.h5")
     images, samples = (100, 1000) if quick else (1000, 20000)
     found = evaluate_checkpoint(run / "ckpt.h5", images, samples, seed=1, data_dir=data_dir, loaded=loaded)
     parameters = sum(p.numel() for p in loaded.model.parameters())
@@ -84,17 +83,14 @@ def figures(run: Path, quick: bool, data_dir: Path | None) -> dict[str, Any]:
 
 def main() -> None:
     title = "What each setting of a quality preset is worth"
-    parser = argparse.ArgumentParser(prog="python -m benchmarking.ablations", description=title)
+    parser = option_parser("ablations", title)
     parser.add_argument("--preset", type=Path, default=PRESET, metavar="FILE.ini")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.key=value")
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--output", type=Path, help="folder for the results")
-    parser.add_argument("--quick", action="store_true", help="a second each: to see that it works")
     options = parser.parse_args()
-    folder = options.output or (RESULTS / "quick" if options.quick else RESULTS)
-    report = Report("ablations", f"{title}: {options.preset.name}", options.quick, folder)
+    report = begin("ablations", f"{title}: {options.preset.name}", options)
     overrides = [*options.overrides, "TRAINING.num_generated_samples=144"]
     seeds, names = options.seeds, ["the preset", *(name for name in options.only if name != "the preset")]
     if options.quick:
@@ -105,7 +101,7 @@ def main() -> None:
     pairs = [(index, name) for index in range(len(seeds)) for name in names]
     for index, name in tqdm(pairs, desc="ablations", disable=not sys.stderr.isatty()):
         try:
-            run = run_of(folder / "ablations", options.preset, name, seeds[index], overrides, options.data_dir)
+            run = run_of(report.folder / "ablations", options.preset, name, seeds[index], overrides, options.data_dir)
             last[name] = figures(run, options.quick, options.data_dir)
         except InputError as error:
             parser.error(str(error))

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -25,6 +27,7 @@ from torch.nn.utils import skip_init
 
 from lvkam.evidence import Evidence
 from lvkam.generator import bernoulli_log_likelihood
+from lvkam.optimizers import rate_factor
 
 LATENT_DIM, HIDDEN = 20, 512
 BATCH = 128
@@ -303,10 +306,7 @@ def langevin(
 
 def last(states: Iterator[Tensor]) -> Tensor:
     """The last one, none of the others being kept."""
-    state = next(states)
-    for state in states:  # noqa: B007
-        pass
-    return state
+    return deque(states, maxlen=1).pop()
 
 
 class StudentT(NamedTuple):
@@ -381,7 +381,8 @@ def train(model: Rival, images: Tensor, seconds: float, rng: torch.Generator) ->
     batches = _batches(images, rng)
     steps, elapsed, start = 0, 0.0, time.perf_counter()
     while elapsed < seconds:
-        factor = min(1.0, (steps + 1) / model.WARMUP) * (1 + math.cos(math.pi * elapsed / seconds)) / 2
+        share = elapsed / seconds
+        factor = rate_factor("cosine", steps + 1, sys.maxsize, 1, elapsed=share, warmup_steps=model.WARMUP)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
         loss = model.loss(next(batches), rng)

@@ -133,7 +133,7 @@ def build_config_optimizer(config: Config, model: LVKAM) -> Optimizer:
     """The optimiser of a configuration, over a model's parameters."""
     settings, search = config.optimizer, config.line_search
     parameters: Parameters = model.parameters()
-    if settings.type in FIRST_ORDER:
+    if settings.type in FIRST_ORDER and settings.prior_rate != 1:  # two groups take longer to step than one
         parameters = [
             {"params": list(model.generator.parameters())},
             {"params": list(model.prior.parameters()), "scale": settings.prior_rate},

@@ -93,9 +93,10 @@ def describe_data(name: str, picture: Path, data_dir: Path | None = None, *, ove
 
 
 def _describe_objective(objective: Objective) -> str:
-    how = "of the largest weights" if objective.gradient_selection == "top" else "drawn by weight"
-    few = f", gradient through {objective.gradient_samples} samples of each image {how}"
-    few = few if objective.gradient_samples else ""
+    few = ""
+    if objective.gradient_samples:
+        how = "of the largest weights" if objective.gradient_selection == "top" else "drawn by weight"
+        few = f", gradient through {objective.gradient_samples} samples of each image {how}"
     if not isinstance(objective, ThermodynamicIntegration):
         return f"importance sampling{few}"
     particles = f", moves at each: {objective.moves_per_temperature}, of each image's own particles"

@@ -64,9 +64,8 @@ def resume_point(folder: Path, config: Config, say: Callable[[str], None]) -> Ch
 def _refuse_another_run(config: Config, before: Config, folder: Path) -> None:
     theirs = before.to_dict()
     # the end of its training bends the course of the cosine, and of the sample size, from the first step on
-    bends = [("schedule = cosine", before.optimizer.schedule == "cosine"),
-             ("initial_sample_size", before.training.initial_sample_size is not None)]  # fmt: skip
-    bent = next((what for what, holds in bends if holds), None)
+    bent = "initial_sample_size" if before.training.initial_sample_size else ""
+    bent = "schedule = cosine" if before.optimizer.schedule == "cosine" else bent
     free = FREE_KEYS - ENDS if bent else FREE_KEYS
     differing = [
         f"{config.source}: [{section}] {key} = {write_value(value)}: the run in {folder} "
