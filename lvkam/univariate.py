@@ -308,7 +308,7 @@ class UnivariateFunctions(nn.Module):
             with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
                 knots = prepare_knots(self.grid, self.family.degree)
             if self.family.compiled:
-                fix_last_size(knots.grid, *knots.inverse_spans)
+                fix_last_size(*(t for t in (knots.grid, *knots.inverse_spans, knots.middles) if t is not None))
             kept = self._knots = (self.grid, self.grid._version, knots)
         return kept[2]
 
