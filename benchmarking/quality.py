@@ -73,7 +73,7 @@ class Effort:
     temperatures: int = 100
     compared: int = 2000
     """Samples compared with as many real images."""
-    batch: int = 1000
+    batch: int = 10_000
     rounds: int = 9
     """Of timing: so many images are drawn at a time."""
 

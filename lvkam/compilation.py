@@ -39,17 +39,15 @@ def fix_last_size(*tensors: torch.Tensor) -> None:
         torch._dynamo.mark_static(tensor, tensor.ndim - 1)
 
 
-def round_up(kept: torch.Tensor) -> torch.Tensor:
-    """A mask of rows, with some more that their number be a multiple of `ROWS`, or with all: (N,) -> (N,), bool.
+def rows_kept(kept: torch.Tensor, multiple: int = ROWS) -> torch.Tensor:
+    """Rows of a mask, (N,), and some more that their number be a multiple, or all: (R,), each of them once.
 
     A CPU's library makes a kernel for each size that a product of bfloat16 has, and takes longer for it than for
     the product.
     """
-    missing = -int(kept.sum()) % ROWS
-    if not missing:
-        return kept
-    others = (~kept).nonzero().squeeze(1)[:missing]
-    return kept.index_fill(0, others, True)
+    rows = kept.nonzero().squeeze(1)
+    missing = -len(rows) % multiple
+    return torch.cat((rows, (~kept).nonzero().squeeze(1)[:missing])) if missing else rows
 
 
 @functools.cache

@@ -4,7 +4,8 @@
     bernoulli   log p(x|z) = sum_d x_d log y_d + (1 - x_d) log(1 - y_d),  y = sigmoid(out)
     l2          log p(x|z) = -||x - y||^2 / (2 sigma^2) - D/2 log(2 pi sigma^2),  y = activation(out)
 
-Both are computed for every pair of an image and a sample by one matrix product, without a (B, S, D) tensor.
+Both are computed for every pair of an image and a sample by one matrix product, without a (B, S, D) tensor. Of their
+sum over pairs, weighted by W, the images enter by A = W' x and n = W' 1 alone (weighted log-likelihoods below).
 
 Letters: N points, B images, S samples, Q latent coordinates, D data dimensions.
 """
@@ -76,7 +77,7 @@ class KANGenerator(nn.Module):
         return problems
 
 
-def bernoulli_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:
+def bernoulli_log_likelihood(x: Tensor, logits: Tensor, scale: float = 1.0) -> Tensor:
     """sum_d x log y + (1 - x) log(1 - y) with y = sigmoid(logits), for every pair.
 
     Since log y = logit - softplus(logit) and log(1 - y) = -softplus(logit), no logarithm of zero can arise.
@@ -84,12 +85,19 @@ def bernoulli_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:
     Args:
         x: data in [0, 1], (B, D).
         logits: generator outputs, (S, D), or each image's own, (B, S, D).
+        scale: what it is multiplied by.
 
     Returns:
         (B, S), in nats.
     """
-    product = x @ logits.T if logits.ndim == 2 else torch.bmm(logits, x.unsqueeze(2)).squeeze(2)
-    return product - F.softplus(logits).sum(-1)
+    if logits.ndim == 3:
+        return scale * (torch.bmm(logits, x.unsqueeze(2)).squeeze(2) - F.softplus(logits).sum(-1))
+    return (scale * x @ logits.T).sub_(scale * F.softplus(logits).sum(-1))
+
+
+def weighted_bernoulli(x: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
+    """sum_bs W_bs log p(x_b|z_s) = sum_sd A_sd logit_sd - n_s softplus(logit_sd): (B, D), (S, D), (B, S) -> ()."""
+    return (weights.T @ x * logits).sum() - (weights.sum(0) * F.softplus(logits).sum(-1)).sum()
 
 
 def squared_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -101,6 +109,14 @@ def squared_distance(x: Tensor, y: Tensor) -> Tensor:
     origin = x.mean(0)
     x, y = x - origin, y - origin
     return (x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * (x @ y.T)).clamp(min=0)
+
+
+def weighted_squared_distance(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """sum_bs W_bs ||x_b - y_s||^2 = sum_b W_b ||x_b||^2 + sum_s n_s ||y_s||^2 - 2 A_s y_s: as the one above."""
+    origin = x.mean(0)
+    x, y = x - origin, y - origin
+    of_images = (weights.sum(1) * x.square().sum(1)).sum()
+    return of_images + (weights.sum(0) * y.square().sum(1)).sum() - 2 * (weights.T @ x * y).sum()
 
 
 def gaussian_log_likelihood(x: Tensor, mean: Tensor, std: float) -> Tensor:

@@ -18,6 +18,8 @@ from lvkam.generator import (
     bernoulli_log_likelihood,
     gaussian_log_likelihood,
     squared_distance,
+    weighted_bernoulli,
+    weighted_squared_distance,
 )
 from lvkam.prior import MixturePrior
 from lvkam.sampling import importance_weights
@@ -70,10 +72,22 @@ class LVKAM(nn.Module):
     def output_log_likelihood(self, x: Tensor, out: Tensor) -> Tensor:
         """l_bs as training scales it, from generator outputs: (B, D), (S, D) or (B, S, D) -> (B, S)."""
         if self.likelihood == "bernoulli":
-            unscaled = bernoulli_log_likelihood(x, out)
-        else:
-            unscaled = -squared_distance(x, self.output_activation(out))
-        return unscaled / (2 * self.likelihood_std**2)
+            return bernoulli_log_likelihood(x, out, self._scale)
+        return -self._scale * squared_distance(x, self.output_activation(out))
+
+    def weighted_log_likelihood(self, x: Tensor, out: Tensor, weights: Tensor) -> Tensor:
+        """sum_bs W_bs l_bs, of constant weights, (B, S), without l where all images share the samples: arguments as for
+        `output_log_likelihood` -> ()."""
+        if out.ndim == 3:
+            return (weights * self.output_log_likelihood(x, out)).sum()
+        if self.likelihood == "bernoulli":
+            return self._scale * weighted_bernoulli(x, out, weights)
+        return -self._scale * weighted_squared_distance(x, self.output_activation(out), weights)
+
+    @property
+    def _scale(self) -> float:
+        """What training multiplies the likelihood by."""
+        return 1 / (2 * self.likelihood_std**2)
 
     def reported_log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x_b | z_s) as every reported figure uses it, in nats; arguments and result as for `log_likelihood`.

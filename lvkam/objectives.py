@@ -14,8 +14,8 @@ Thermodynamic integration, A_b being a sum over temperatures that estimates log 
     loss = -mean_b A_b,   grad loss = -mean_b sum_s (W_bs grad l_bs + w_bs(1) grad log p(z_s)),   W_bs = dA_b / dl_bs
 
 Most samples carry next to no weight. Only those that do are differentiated: by default all whose weight float32
-could tell from zero beside the others, so that the gradient is the same; fewer by choice. Then all samples are weighed
-without a graph, and the gradient goes through the few that an image has chosen.
+could tell from zero beside the others, so that the gradient is the same; fewer by choice. All samples are weighed
+without a graph; the gradient goes through the weighted sum of those that an image has chosen.
 
 A line search, or a Newton step, needs a function rather than one gradient: with the latents, the weights W and V of the
 samples that carry gradient and the noise held as they are at the parameters theta_0 of the step's beginning,
@@ -51,7 +51,7 @@ from lvkam.annealing import (
     trapezoid_rule,
     trapezoid_weights,
 )
-from lvkam.compilation import round_up
+from lvkam.compilation import rows_kept
 from lvkam.model import LVKAM
 from lvkam.sampling import CellTable, Compiler, effective_sample_size, importance_weights, stratified_resample
 
@@ -89,7 +89,7 @@ class _Draws(NamedTuple):
     """(S, D) or (B, S, D), of standard deviation 1."""
 
     def take(self, rows: Tensor) -> _Draws:
-        """Those of some samples only: of a mask (S,) that holds n of them."""
+        """Those of some samples only, (R,)."""
         return _Draws(self.x, self.z[rows], None if self.noise is None else self.noise[rows])
 
     def outputs(self, model: LVKAM) -> Tensor:
@@ -103,6 +103,40 @@ def _draw(model: LVKAM, x: Tensor, z: Tensor, rng: torch.Generator) -> _Draws:
     if model.noise_std > 0 and torch.is_grad_enabled():
         return _Draws(x, z, torch.randn(*z.shape[:-1], x.shape[1], generator=rng).to(z))
     return _Draws(x, z, None)
+
+
+class _Carried(NamedTuple):
+    """The weights with which samples are differentiated: of all samples, or of a few of each image."""
+
+    weights: Tensor
+    """(B, n)."""
+    samples: Tensor | None
+    """Of which samples, (B, n), in 0..S-1, perhaps one more than once; None: of all S in their order."""
+
+    def of_all(self, num_samples: int) -> Tensor:
+        """(B, S)."""
+        return self._at(torch.arange(num_samples, device=self.weights.device), num_samples)
+
+    def totals(self, num_samples: int) -> Tensor:
+        """Their sums over the images, (S,)."""
+        if self.samples is None:
+            return self.weights.sum(0)
+        return self.weights.new_zeros(num_samples).scatter_add_(0, self.samples.flatten(), self.weights.flatten())
+
+    def on_rows(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Samples that hold all which some image has chosen, (R,), and their weights, (B, R)."""
+        assert self.samples is not None
+        chosen = torch.zeros(num_samples, dtype=torch.bool, device=self.samples.device)
+        rows = rows_kept(chosen.index_fill_(0, self.samples.flatten(), True))
+        place = torch.empty(num_samples, dtype=torch.int64, device=rows.device)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        return rows, self._at(place, len(rows))
+
+    def _at(self, place: Tensor, width: int) -> Tensor:
+        """The weights, each sample at a place of its own, (S,): (B, width)."""
+        if self.samples is None:
+            return self.weights
+        return self.weights.new_zeros(len(self.weights), width).scatter_add_(1, place[self.samples], self.weights)
 
 
 @dataclass(frozen=True)
@@ -148,33 +182,27 @@ class Objective(ABC):
         count = self.gradient_samples
         return count if count is not None and count < self.num_samples and torch.is_grad_enabled() else None
 
-    def _weighed(self, model: LVKAM, draws: _Draws) -> tuple[Tensor, Tensor]:
-        """The generator's outputs at all samples, and l, (B, S), which has a graph unless it is only to weigh by."""
-        out = draws.outputs(model)
-        return out, model.output_log_likelihood(draws.x, out if self._few is None else out.detach())
-
-    def _carried(self, weights: Tensor, rng: torch.Generator) -> Tensor:
-        """The weights with which samples are differentiated, most of them zero: (B, S) -> (B, S)."""
+    def _carried(self, weights: Tensor, rng: torch.Generator) -> _Carried:
+        """The weights with which samples are differentiated, of the weights (B, S) that they have."""
         count, size = self._few, weights.abs()
         if count is None:
-            return weights * (size > torch.finfo(torch.float32).eps / self.num_samples)
+            return _Carried(weights * (size > torch.finfo(torch.float32).eps / self.num_samples), None)
         total = size.sum(1, keepdim=True)
         if self.gradient_selection == "top":
             best = size.topk(count, dim=1)
             scale = total / best.values.sum(1, keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
-            return torch.zeros_like(weights).scatter_(1, best.indices, weights.gather(1, best.indices) * scale)
+            return _Carried(weights.gather(1, best.indices) * scale, best.indices)
         uniform = torch.rand(len(weights), count, dtype=torch.float64, generator=rng).to(weights.device)
         drawn = stratified_resample(size, uniform)
-        each = weights.gather(1, drawn).sign() * total / count
-        return torch.zeros_like(weights).scatter_add_(1, drawn, each)
+        return _Carried(weights.gather(1, drawn).sign() * total / count, drawn)
 
     def _freeze(
         self,
         model: LVKAM,
         draws: _Draws,
         table: CellTable,
-        weighed: tuple[Tensor, Tensor],
-        carried: tuple[Tensor, Tensor],
+        out: Tensor,
+        carried: tuple[_Carried, _Carried],
         size: Tensor,
     ) -> Frozen:
         """The loss -mean_b sum_s (W_bs l_bs + V_bs log p(z)), W and V being constants, most of them zero.
@@ -183,28 +211,32 @@ class Objective(ABC):
             model: the model.
             draws: images, latents, noise.
             table: of the prior.
-            weighed: the generator's outputs at the draws, (S, D) or (B, S, D), and l, (B, S).
-            carried: W and V, (B, S) each.
+            out: the generator's outputs at the draws, (S, D) or (B, S, D).
+            carried: W and V.
             size: effective sample size, ().
         """
-        (out, log_likelihood), (weights, on_prior) = weighed, carried
-        share = on_prior / len(on_prior)
-        z, share = (draws.z, share.sum(0)) if draws.z.ndim == 2 else (draws.z.flatten(0, 1), share.flatten())
-        if not log_likelihood.requires_grad and out.requires_grad:
-            rows = round_up(weights.any(0))
-            draws, weights = draws.take(rows), weights[:, rows]
-            log_likelihood = model.output_log_likelihood(draws.x, out[rows])
+        (on_likelihood, on_prior), z, count = carried, draws.z, len(draws.x)
+        if z.ndim == 2:
+            share = on_prior.totals(self.num_samples)
+        else:
+            z, share = z.flatten(0, 1), on_prior.of_all(self.num_samples).flatten()
+        if draws.z.ndim == 2 and on_likelihood.samples is not None:
+            rows, weights = on_likelihood.on_rows(self.num_samples)
+            draws, out = draws.take(rows), out[rows]
+        else:
+            weights = on_likelihood.of_all(self.num_samples)
 
-        def loss(log_likelihood: Tensor, table: CellTable) -> Tensor:
-            return -(weights * log_likelihood).sum(1).mean() - self._mean_log_prior(model, z, table, share)
+        def loss(out: Tensor, table: CellTable) -> Tensor:
+            likelihood = model.weighted_log_likelihood(draws.x, out, weights)
+            return -(likelihood + self._log_prior(model, z, table, share)) / count
 
         def function() -> Tensor:
-            return loss(model.output_log_likelihood(draws.x, draws.outputs(model)), model.prior.table())
+            return loss(draws.outputs(model), model.prior.table())
 
-        value = loss(log_likelihood, table)
+        value = loss(out, table)
         return Frozen(Estimate(value, size), value.detach(), function)
 
-    def _mean_log_prior(self, model: LVKAM, z: Tensor, table: CellTable, share: Tensor) -> Tensor:
+    def _log_prior(self, model: LVKAM, z: Tensor, table: CellTable, share: Tensor) -> Tensor:
         """sum_s share_s log p(z_s), over the samples that have a share: ()."""
         if self.normalization == "contrastive":
             log_prior = model.prior.log_unnormalised(z)
@@ -221,18 +253,18 @@ class ImportanceSampling(Objective):
         """The loss with its effective sample size, and J."""
         table = model.prior.table()
         draws = _draw(model, x, model.prior.sample(self.num_samples, rng, table), rng)
-        weighed, few = self._weighed(model, draws), self._few
+        out, few = draws.outputs(model), self._few
         # The weights are the posterior's, at which the gradient is evaluated; they are no part of what is
         # differentiated (the identity above).
-        logits = weighed[1].detach()
+        logits = model.output_log_likelihood(x, out.detach())
         if few is not None and self.gradient_selection == "top":  # the weights of the others are not needed
             best = logits.topk(few, dim=1)
-            carried = torch.zeros_like(logits).scatter_(1, best.indices, importance_weights(best.values))
+            carried = _Carried(importance_weights(best.values), best.indices)
             size = effective_sample_size(importance_weights(logits[:SIZED])).mean()
         else:
             weights = importance_weights(logits)
             carried, size = self._carried(weights, rng), effective_sample_size(weights).mean()
-        return self._freeze(model, draws, table, weighed, (carried, carried), size)
+        return self._freeze(model, draws, table, out, (carried, carried), size)
 
 
 @dataclass(frozen=True)
@@ -283,15 +315,15 @@ class ThermodynamicIntegration(Objective):
             z, weights, value, size = self._move_particles(model, x, table, rng)
             draws = _draw(model, x, z, rng)
             out = draws.outputs(model)
-            weighed = out, model.output_log_likelihood(x, out)
         else:
             draws = _draw(model, x, model.prior.sample(self.num_samples, rng, table), rng)
-            weighed = self._weighed(model, draws)
-            weights, value, size = self._weigh(weighed[1].detach(), model.prior.kernel, rng)
+            out = draws.outputs(model)
+            log_likelihood = model.output_log_likelihood(x, out.detach())
+            weights, value, size = self._weigh(log_likelihood, model.prior.kernel, rng)
         on_likelihood, on_prior = weights
         carried = self._carried(on_likelihood, rng)
         share = carried if on_prior is on_likelihood else self._carried(on_prior, rng)
-        frozen = self._freeze(model, draws, table, weighed, (carried, share), size.mean())
+        frozen = self._freeze(model, draws, table, out, (carried, share), size.mean())
         if value is None:
             return frozen
         # the weights' sum has the gradient, this is the sum over temperatures itself

@@ -46,6 +46,8 @@ class CellTable(NamedTuple):
     """(Q, P, n), not normalised."""
     log_normaliser: Tensor
     """log of the integral, (Q, P)."""
+    cell_mass: Tensor
+    """Of each cell, up to a factor for each density, (Q, P, C)."""
     node_mass: Tensor
     """Derivative of the integral with respect to `log_density`, but at the end nodes, where it is zero, up to a
     factor for each density: (Q, P, n-2)."""
@@ -69,25 +71,25 @@ def tabulate(nodes: Tensor, log_density: Tensor, compiler: Compiler = as_written
         compiler: for the kernel.
     """
     log_density = log_density.detach()
-    peak, node_mass, block_mass = compiler(_integrate)(nodes, log_density)
+    peak, cell_mass, node_mass, block_mass = compiler(_integrate)(nodes, log_density)
     block_cdf = block_mass.cumsum(-1, dtype=torch.float64)
     total = block_cdf[..., -1:].clone()
     log_normaliser = peak + total.squeeze(-1).log().to(peak.dtype)
-    return CellTable(nodes, log_density, log_normaliser, node_mass, block_cdf.div_(total))
+    return CellTable(nodes, log_density, log_normaliser, cell_mass.contiguous(), node_mass, block_cdf.div_(total))
 
 
 def log_integral(nodes: Tensor, log_density: Tensor) -> Tensor:
     """`log_normaliser` as `tabulate` has it, of the same arguments, but differentiable, as often as wanted: (Q, P)."""
-    peak, _, block_mass = _integrate(nodes, log_density)
+    peak, _, _, block_mass = _integrate(nodes, log_density)
     return peak + block_mass.sum(-1).log()
 
 
-def _integrate(nodes: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Highest log-density, (Q, P); by it masses of inner nodes, (Q, P, n-2), and of blocks, (Q, P, C/BLOCK)."""
+def _integrate(nodes: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Highest log-density, (Q, P); by it masses of cells, (Q, P, C), inner nodes, (Q, P, n-2), and blocks."""
     peak = log_density.amax(-1, keepdim=True)
     mass, lean = _cells(nodes.unsqueeze(1), log_density, torch.exp(log_density - peak))
     node_mass = (mass / 2 + lean)[..., :-1] + (mass / 2 - lean)[..., 1:]
-    return peak.squeeze(-1), node_mass, mass.unflatten(-1, (-1, BLOCK)).sum(-1)
+    return peak.squeeze(-1), mass, node_mass, mass.unflatten(-1, (-1, BLOCK)).sum(-1)
 
 
 def _cells(nodes: Tensor, log_density: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,17 +207,19 @@ def inverse_transform(
         coordinates = torch.arange(len(table.nodes), device=component.device)
     row = component + table.block_cdf.shape[1] * coordinates
     ends = table.block_cdf.flatten(0, 1).index_select(0, row.flatten()).unflatten(0, row.shape)  # (N, m, C/BLOCK)
-    block, share = compiler(_block_of)(ends, uniform)
-    num_nodes, first = table.nodes.shape[1], block * BLOCK
-    nodes = _windows(table.nodes, num_nodes * coordinates + first)
-    log_density = _windows(table.log_density, num_nodes * row + first)
     # kernels of one step each: fused into one, whatever a gather needs would be computed again for it
-    cdf = compiler(cell_cdf)(nodes, log_density)
+    block, share = compiler(_block_of)(ends, uniform)
+    which = block + table.block_cdf.shape[2] * row
+    # whole rows at a time: several times faster than indexing
+    mass = table.cell_mass.view(-1, BLOCK).index_select(0, which.flatten()).unflatten(0, which.shape)
+    cdf = mass.cumsum(-1)
     total = cdf[..., -1]
     aim = share.to(cdf.dtype).clamp(0, 1) * total
     # the first cell that reaches past the aim; at the very end the last one that has mass
     cell = compiler(_find)(cdf, torch.minimum(aim, total * (1 - torch.finfo(cdf.dtype).eps / 2)))
-    return compiler(_place_in_cell)(*compiler(_cell_of)(nodes, log_density, cdf, cell, aim))
+    num_nodes, first = table.nodes.shape[1], BLOCK * block + cell
+    places, densities = first + num_nodes * coordinates, first + num_nodes * row
+    return compiler(_place_in_cell)(table.nodes, table.log_density, places, densities, cdf, cell, aim)
 
 
 def _block_of(ends: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,33 +229,33 @@ def _block_of(ends: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     return block, (uniform - below) / (ends.gather(-1, block.unsqueeze(-1)).squeeze(-1) - below)
 
 
-def _windows(values: Tensor, first: Tensor) -> Tensor:
-    """BLOCK + 1 values in a row from each place on, counted through the whole tensor: (...) -> (..., BLOCK + 1)."""
-    windows = values.flatten().unfold(0, BLOCK + 1, 1)
-    # whole rows at a time: several times faster than indexing
-    return windows.index_select(0, first.flatten()).unflatten(0, first.shape)
-
-
 def cell_cdf(nodes: Tensor, log_density: Tensor) -> Tensor:
     """Cumulative masses of cells, up to a common factor: (..., n) -> (..., n-1)."""
     mass, _ = _cells(nodes, log_density, torch.exp(log_density - log_density.amax(-1, keepdim=True)))
     return mass.cumsum(-1)
 
 
-def _cell_of(
-    nodes: Tensor, log_density: Tensor, cdf: Tensor, cell: Tensor, aim: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each draw's cell the share of its mass that lies before the aim, the slope, and both ends: (...)."""
-    cell, aim = cell.unsqueeze(-1), aim.unsqueeze(-1)
-    below = torch.where(cell > 0, cdf.gather(-1, (cell - 1).clamp(min=0)), 0.0)
-    r = (aim - below) / (cdf.gather(-1, cell) - below)
-    slope = log_density.gather(-1, cell + 1) - log_density.gather(-1, cell)
-    left, right = nodes.gather(-1, cell), nodes.gather(-1, cell + 1)
-    return r.squeeze(-1), slope.squeeze(-1), left.squeeze(-1), right.squeeze(-1)
+def _place_in_cell(
+    nodes: Tensor, log_density: Tensor, places: Tensor, densities: Tensor, cdf: Tensor, cell: Tensor, aim: Tensor
+) -> Tensor:
+    """Where the mass of each draw's cell reaches its aim.
 
-
-def _place_in_cell(r: Tensor, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Where a cell's CDF is r, its log-density rising by `slope` from left to right; all of one shape."""
+    Args:
+        nodes: (Q, n).
+        log_density: (Q, P, n).
+        places: of the cells' left ends in the nodes, counted through all, (...).
+        densities: likewise in the log-density.
+        cdf: of the cells of a block, (..., BLOCK).
+        cell: which of them, (...).
+        aim: (...).
+    """
+    below = torch.where(cell > 0, cdf.gather(-1, (cell - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
+    r = (aim - below) / (cdf.gather(-1, cell.unsqueeze(-1)).squeeze(-1) - below)
+    (left, right), (low, high) = (
+        (values.flatten()[first], values.flatten()[first + 1])
+        for values, first in ((nodes, places), (log_density, densities))
+    )
+    slope = high - low
     # an upward slope is drawn as its mirror image, so that no exponential can overflow
     r, slope = r.double().clamp(0, 1), slope.double()
     up = slope > 0

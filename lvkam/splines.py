@@ -31,7 +31,7 @@ MIN_SPAN, MIN_GAP = 1e-3, 1e-6
 """Smallest width of an adaptive grid and of its narrowest gap, relative to max(1, |x|): several float32 steps."""
 
 EVEN = 2e-6
-"""Knots whose gaps differ by less, relative to the mean gap, are equally spaced: basis functions change by as little."""
+"""Knots whose gaps differ by less, relative to the mean gap, are equally spaced: B-splines change by as little."""
 
 FIT_RCOND = 1e-6
 """Singular values of a design matrix under this share of the largest count as zero: what the points do

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvkam.compilation import compiled, fix_last_size, round_up
+from lvkam.compilation import ROWS, compiled, fix_last_size, rows_kept
 from lvkam.splines import (
     BASES,
     Basis,
@@ -146,7 +146,7 @@ class _Features(torch.autograd.Function):
 
 
 class _SummedFunctions(torch.autograd.Function):
-    """F(x) W, (N, O), a chunk of rows at a time, keeping its arguments and at most one chunk of features."""
+    """F(x) W, (N, O), a chunk of rows at a time, keeping its arguments, W and at most one chunk of features."""
 
     @staticmethod
     def forward(
@@ -154,15 +154,18 @@ class _SummedFunctions(torch.autograd.Function):
         x: Tensor,  # (N, I)
         base: Tensor,  # (N, I)
         bandwidth: Tensor | None,
-        matrix: Tensor,  # W, (I (K+1), O)
+        coef: Tensor,  # (I, K, O)
+        w_spline: Tensor,  # (I, O)
+        w_base: Tensor,  # (I, O)
         knots: Knots,
         family: FunctionFamily,
     ) -> Tensor:
-        ctx.save_for_backward(x, base, bandwidth, matrix)
+        ctx.save_for_backward(x, base, bandwidth, coef, w_spline)
         ctx.knots, ctx.family = knots, family
         x, base, bandwidth = _plain(x), _plain(base), _plain(bandwidth)
         dtype = family.product_dtype(x)
-        matrix = matrix.to(dtype)
+        weight = family.kernel(_weight)(_plain(coef), _plain(w_spline), _plain(w_base), dtype)
+        ctx.matrix = matrix = weight.flatten(0, 1)
         rows = family.rows_at_a_time(matrix)
         out = matrix.new_empty(len(x), matrix.shape[1])
         for x_, base_, out_ in zip(x.split(rows), base.split(rows), out.split(rows), strict=True):
@@ -175,23 +178,23 @@ class _SummedFunctions(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
-        x, base, bandwidth, matrix = map(_plain, ctx.saved_tensors)
-        family, basis, knots = ctx.family, ctx.family.basis, ctx.knots
-        wants_inputs, wants_matrix = any(ctx.needs_input_grad[:3]), ctx.needs_input_grad[3]
-        dtype = family.product_dtype(x)
-        grad, rows = grad_outputs[0].to(dtype), family.rows_at_a_time(matrix)
+        x, base, bandwidth, coef, w_spline = map(_plain, ctx.saved_tensors)
+        family, basis, knots, matrix = ctx.family, ctx.family.basis, ctx.knots, ctx.matrix
+        wants_inputs, wants_matrix = any(ctx.needs_input_grad[:3]), any(ctx.needs_input_grad[3:])
+        dtype, grad, rows = matrix.dtype, grad_outputs[0], family.rows_at_a_time(matrix)
         # rows without gradient belong to samples that carry no weight: they cost nothing
-        kept = round_up(grad.any(1)) if dtype == torch.bfloat16 else grad.any(1)
-        all_kept = bool(kept.all())
+        kept = rows_kept(grad.any(1), ROWS if dtype == torch.bfloat16 else 1)
+        all_kept = len(kept) == len(x)
         parts = (x, base, grad) if all_kept else (x[kept], base[kept], grad[kept])
         # allocated before any chunk, so that the chunks' memory is free in one piece for the next one
         grad_x, grad_base, grad_matrix = (torch.empty_like(tensor) for tensor in (parts[0], parts[1], matrix))
+        if dtype != x.dtype and len(kept) > rows:  # chunks add up in full precision
+            grad_matrix = grad_matrix.to(x.dtype)
         grad_bandwidth = None if bandwidth is None else torch.zeros_like(bandwidth)
-        matrix = matrix.to(dtype)
 
         def chunk(first: bool, x: Tensor, base: Tensor, grad: Tensor, grad_x: Tensor, grad_base: Tensor) -> None:
             # a function, so that the features of one chunk are gone before those of the next are computed
-            values = ctx.values if all_kept else None
+            values, grad = ctx.values if all_kept else None, grad.to(dtype)
             if wants_inputs:
                 grad_features = (grad @ matrix.T).view(*x.shape, len(matrix) // x.shape[1])
                 kernel = family.kernel(features_backward, len(x))
@@ -209,16 +212,19 @@ class _SummedFunctions(torch.autograd.Function):
                 grad_matrix.addmm_(values.flatten(1).T, grad, beta=0 if first else 1)
             elif wants_matrix:
                 product = values.flatten(1).T @ grad
-                grad_matrix.copy_(product if first else grad_matrix + product)
+                grad_matrix.copy_(product) if first else grad_matrix.add_(product)
 
         chunks = zip(*(tensor.split(rows) for tensor in (*parts, grad_x, grad_base)), strict=True)
         for index, part in enumerate(chunks):
             chunk(index == 0, *part)
-        if not all_kept:
-            grad_x, grad_base = (torch.zeros_like(x).masked_scatter_(kept[:, None], g) for g in (grad_x, grad_base))
-        if not wants_inputs:
-            return None, None, None, grad_matrix, None, None
-        return grad_x, grad_base, grad_bandwidth, grad_matrix if wants_matrix else None, None, None
+        of_inputs = of_matrix = (None, None, None)
+        if wants_inputs:
+            if not all_kept:
+                grad_x, grad_base = (torch.zeros_like(x).index_copy_(0, kept, g) for g in (grad_x, grad_base))
+            of_inputs = grad_x, grad_base, grad_bandwidth
+        if wants_matrix:
+            of_matrix = family.kernel(_weight_backward)(coef, w_spline, grad_matrix.view(len(coef), -1, coef.shape[2]))
+        return *of_inputs, *of_matrix, None, None
 
 
 def glorot_normal(num_inputs: int, num_outputs: int, rng: torch.Generator) -> Tensor:
@@ -226,12 +232,13 @@ def glorot_normal(num_inputs: int, num_outputs: int, rng: torch.Generator) -> Te
     return torch.randn(num_inputs, num_outputs, generator=rng) * math.sqrt(2 / (num_inputs + num_outputs))
 
 
-def _weight(coef: Tensor, w_spline: Tensor, w_base: Tensor) -> Tensor:
+def _weight(coef: Tensor, w_spline: Tensor, w_base: Tensor, dtype: torch.dtype) -> Tensor:
     """W = (w_spline coef, w_base): (I, K, O), (I, O), (I, O) -> (I, K+1, O)."""
-    return torch.cat((coef * w_spline.unsqueeze(1), w_base.unsqueeze(1)), dim=1)
+    return torch.cat((coef * w_spline.unsqueeze(1), w_base.unsqueeze(1)), dim=1).to(dtype)
 
 
 def _weight_backward(coef: Tensor, w_spline: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad = grad.to(coef.dtype)
     grad_spline = grad[:, :-1]
     return grad_spline * w_spline.unsqueeze(1), (grad_spline * coef).sum(1), grad[:, -1].clone()
 
@@ -243,7 +250,7 @@ class _Weight(torch.autograd.Function):
     def forward(ctx: Any, coef: Tensor, w_spline: Tensor, w_base: Tensor, family: FunctionFamily) -> Tensor:
         ctx.save_for_backward(coef, w_spline)
         ctx.family = family
-        return family.kernel(_weight)(_plain(coef), _plain(w_spline), _plain(w_base))
+        return family.kernel(_weight)(_plain(coef), _plain(w_spline), _plain(w_base), coef.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -323,7 +330,7 @@ class UnivariateFunctions(nn.Module):
     def weight(self) -> Tensor:
         """What the features are multiplied by: (I, K+1, O)."""
         if is_twice_differentiable():
-            return _weight(self.coef, self.w_spline, self.w_base)
+            return _weight(self.coef, self.w_spline, self.w_base, self.coef.dtype)
         weight = _Weight.apply(self.coef, self.w_spline, self.w_base, self.family)
         assert isinstance(weight, Tensor)
         return weight
@@ -333,8 +340,9 @@ class UnivariateFunctions(nn.Module):
         if is_twice_differentiable():
             return self.features(x).flatten(1) @ self.weight().flatten(0, 1)
         out = _SummedFunctions.apply(
-            x, self.family.activation(x), self.bandwidth, self.weight().flatten(0, 1), self.knots(), self.family
-        )
+            x, self.family.activation(x), self.bandwidth, self.coef, self.w_spline, self.w_base, self.knots(),
+            self.family,
+        )  # fmt: skip
         assert isinstance(out, Tensor)
         return out
 

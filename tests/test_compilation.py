@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lvkam.build import SECONDS_THAT_REPAY, STEPS_THAT_REPAY, build_model, choose_compilation, compilation_plan
-from lvkam.compilation import compiled, compiler_problem
+from lvkam.compilation import compiled, compiler_problem, rows_kept
 from lvkam.config import ConfigError
 from lvkam.univariate import UnivariateFunctions
 from tests.conftest import REPOSITORY, require_compiler, small_config, small_overrides, stream
@@ -45,6 +45,16 @@ def test_a_compiled_function_is_the_function() -> None:
         x.requires_grad_()
         found, expected = (torch.autograd.grad(f(x, y)[1].sum(), x)[0] for f in (fast, bend))
         np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 16])
+def test_rows_kept_are_all_that_were_asked_for_and_a_multiple(multiple: int) -> None:
+    for num, asked in ((20, [3, 7, 8, 19, 11]), (20, []), (10, [0, 9, 5]), (8, list(range(8)))):
+        mask = torch.zeros(num, dtype=torch.bool)
+        mask[asked] = True
+        rows = rows_kept(mask, multiple).tolist()
+        assert set(asked) <= set(rows) <= set(range(num))
+        assert len(rows) == min(num, -(-len(asked) // multiple) * multiple) == len(set(rows))
 
 
 def test_a_problem_is_none_or_one_line() -> None:

@@ -10,7 +10,14 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lvkam.generator import KANGenerator, bernoulli_log_likelihood, gaussian_log_likelihood, squared_distance
+from lvkam.generator import (
+    KANGenerator,
+    bernoulli_log_likelihood,
+    gaussian_log_likelihood,
+    squared_distance,
+    weighted_bernoulli,
+    weighted_squared_distance,
+)
 from lvkam.univariate import FunctionFamily, UnivariateFunctions
 from tests.conftest import require_compiler, stream
 
@@ -38,6 +45,21 @@ def test_gaussian_log_likelihood_is_scipys(std: float) -> None:
     mean = torch.rand(5, 9, generator=stream(3), dtype=torch.float64)
     expected = stats.norm.logpdf(x.numpy()[:, None], mean.numpy()[None], std).sum(-1)
     np.testing.assert_allclose(gaussian_log_likelihood(x, mean, std).numpy(), expected, rtol=1e-10)
+
+
+def test_weighted_sums_over_pairs_are_those_of_the_pairs() -> None:
+    """Weights of both signs, as trapezoid weights are, in value and gradient."""
+    x = torch.rand(6, 9, generator=stream(6), dtype=torch.float64)
+    weights = torch.randn(6, 4, generator=stream(7), dtype=torch.float64)
+    out = torch.randn(4, 9, generator=stream(8), dtype=torch.float64, requires_grad=True)
+    for found, pairs in (
+        (weighted_bernoulli(x, out, weights), bernoulli_log_likelihood(x, out)),
+        (weighted_squared_distance(x, out, weights), (x.unsqueeze(1) - out).square().sum(-1)),
+    ):
+        expected = (weights * pairs).sum()
+        np.testing.assert_allclose(found.item(), expected.item(), rtol=1e-12)
+        (gradient,), (wanted,) = (torch.autograd.grad(value, out) for value in (found, expected))
+        np.testing.assert_allclose(gradient.numpy(), wanted.numpy(), atol=1e-13)
 
 
 def test_squared_distance_survives_a_far_origin() -> None:

@@ -105,10 +105,10 @@ def test_floors_0_to_4_and_the_whole_stay_small() -> None:
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
     mathematics = [REPOSITORY / "lvkam" / f"{name}.py" for name in MATHEMATICS]
     # 1,500 was the aim before there were fast paths beside the plain ones, annealing, and functions to search along
-    assert sum(lines[path] for path in mathematics) <= 2560
+    assert sum(lines[path] for path in mathematics) <= 2640
     # 5,000 is the aim, missed since a run can be taken up again to the bit and a checkpoint is trusted in nothing, and
     # by seven more optimisers, four line searches, files of one's own that are trusted in nothing, the matrix, and
-    assert sum(lines.values()) <= 12900
+    assert sum(lines.values()) <= 12960
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.stem}")

@@ -29,6 +29,19 @@ def test_training_scales_the_likelihood_and_reports_do_not(likelihood: str, std:
     np.testing.assert_allclose(model.reported_log_likelihood(x, z).numpy(), reported.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("likelihood", ["bernoulli", "l2"])
+def test_weighted_log_likelihoods_are_those_of_the_pairs(likelihood: str) -> None:
+    """As training scales them, of outputs that images share and of each image's own."""
+    model = small_model(small_prior(), likelihood=likelihood)
+    model.likelihood_std = 0.4
+    x = torch.rand(3, 6, generator=stream(9))
+    weights = torch.randn(3, 5, generator=stream(10))
+    for shape in ((5, 6), (3, 5, 6)):
+        out = torch.randn(shape, generator=stream(11))
+        expected = (weights * model.output_log_likelihood(x, out)).sum()
+        np.testing.assert_allclose(model.weighted_log_likelihood(x, out, weights).item(), expected.item(), rtol=1e-4)
+
+
 def test_samples_are_decoded_prior_samples() -> None:
     model = small_model(small_prior())
     drawn = model.sample(50, stream(2))

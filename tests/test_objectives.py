@@ -271,13 +271,18 @@ def test_the_gradient_of_few_samples_with_their_noise(monkeypatch: pytest.Monkey
     model = peaked_model()
     model.noise_std = 0.2
     seen: list[tuple[int, bool]] = []
-    log_likelihood = model.output_log_likelihood
+    log_likelihood, weighted = model.output_log_likelihood, model.weighted_log_likelihood
 
     def watched(x: Tensor, out: Tensor) -> Tensor:
         seen.append((len(out), out.requires_grad))
         return log_likelihood(x, out)
 
+    def watched_too(x: Tensor, out: Tensor, weights: Tensor) -> Tensor:
+        seen.append((len(out), out.requires_grad))
+        return weighted(x, out, weights)
+
     monkeypatch.setattr(model, "output_log_likelihood", watched)
+    monkeypatch.setattr(model, "weighted_log_likelihood", watched_too)
     loss = importance_sampling(1000, "quadrature", 3)(model, X, stream(21))
     assert seen == [(1000, False), (ROWS, True)]
 
@@ -673,7 +678,7 @@ def signed_weights() -> Tensor:
 def test_selected_signed_weights_keep_their_signs_and_their_size(count: int, how: str) -> None:
     weights = signed_weights()
     objective = thermodynamic(50, gradient_samples=count, gradient_selection=how)
-    carried = objective._carried(weights, stream(40))
+    carried = objective._carried(weights, stream(40)).of_all(weights.shape[1])
     np.testing.assert_allclose(carried.abs().sum(1).numpy(), weights.abs().sum(1).numpy(), rtol=1e-12)
     assert (carried * weights >= 0).all()
     assert ((carried != 0).sum(1) <= count).all()
@@ -694,7 +699,7 @@ def test_resampled_signed_weights_are_unbiased(count: int) -> None:
     """Over 4000 draws each weight's mean is within the bound of a normal, of all 150 together with ALARM."""
     weights, rng = signed_weights(), stream(41)
     objective = thermodynamic(50, gradient_samples=count, gradient_selection="resampled")
-    drawn = torch.stack([objective._carried(weights, rng) for _ in range(4000)])
+    drawn = torch.stack([objective._carried(weights, rng).of_all(weights.shape[1]) for _ in range(4000)])
     often = (drawn != 0).sum(0) > 30  # rare ones are not normal
     assert int(often.sum()) > 10
     score = (drawn.mean(0) - weights)[often] / (drawn.std(0)[often] / 4000**0.5 + 1e-12)
@@ -726,7 +731,7 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
 def test_weights_that_are_all_zero_carry_nothing() -> None:
     """Both terms of the telescoped form may draw one and the same sample."""
     objective = ThermodynamicIntegration(4, num_temps=2, exponent=1.0, estimator="telescoped", gradient_samples=2)
-    carried = objective._carried(torch.zeros(3, 4), stream(50))
+    carried = objective._carried(torch.zeros(3, 4), stream(50)).of_all(4)
     assert torch.equal(carried, torch.zeros(3, 4))
 
 

@@ -223,6 +223,10 @@ def values_and_slopes(
 
 def check_kernels(name: str, degree: int, grid_size: int, ratio: float, *, compile: bool) -> None:
     grid = extend_grid(adaptive_knots(nasty_inputs(), grid_size, ratio), degree).float()
+    check_kernels_on(grid, name, degree, grid_size, compile)
+
+
+def check_kernels_on(grid: Tensor, name: str, degree: int, grid_size: int, compile: bool) -> None:
     x, basis, knots = telling_points(grid), BASES[name], prepare_knots(grid, degree)
     base, lanes = torch.sin(x), basis.size(grid_size, degree) + 1
     bandwidth = torch.tensor(0.7) if basis.has_bandwidth else None
@@ -302,6 +306,25 @@ def test_kernels_and_slow_path_are_the_same_function(degree: int) -> None:
         np.testing.assert_allclose((grad_x / scale).numpy(), (wanted[0] / scale).numpy(), atol=1e-11)
         if eta is not None:
             np.testing.assert_allclose(np.asarray(grad_bandwidth), wanted[1].numpy(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4, 5])
+def test_equally_spaced_knots_are_told_from_others(degree: int) -> None:
+    """Of which kernels use closed forms; hats are shorter as they are."""
+    grid = extend_grid(uniform_knots(3, 12, (-2.0, 2.0)), degree).float()
+    middles = prepare_knots(grid, degree).middles
+    assert (middles is None) == (degree == 1)
+    if middles is not None:
+        peaks = b_spline_basis(middles[:, : 12 + degree].T.double(), grid.double(), degree)
+        assert (peaks.argmax(-1) == torch.arange(12 + degree)[:, None]).all()
+    grid[1, 5] += 1e-5
+    assert prepare_knots(grid, degree).middles is None
+
+
+@pytest.mark.parametrize("degree", [2, 3, 4, 5])
+@pytest.mark.parametrize("compile", [False, True])
+def test_kernels_are_exact_on_equally_spaced_knots(degree: int, compile: bool) -> None:
+    check_kernels_on(extend_grid(uniform_knots(2, 12, (-2.0, 2.0)), degree).float(), "B-spline", degree, 12, compile)
 
 
 def test_prepared_knots_are_those_of_the_grid() -> None:
