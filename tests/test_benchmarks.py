@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarking import quality
+from benchmarking import ablations, quality
 from benchmarking.harness import Report, Timing, as_text, bars, interleave, peak_memory
 from benchmarking.peers import Floor, PortedLayer, PortedModel, cox_de_boor
 from benchmarking.quality_tables import spread
@@ -22,9 +22,10 @@ from benchmarking.rivals import LEBM, VAE, StudentT, average, langevin, last, tr
 from benchmarking.sampling import mlp_decoder
 from benchmarking.scaling import exponent
 from benchmarking.summary import as_markdown, tables
-from lvkam import features, metrics
+from lvkam import features, load_config, metrics
 from lvkam.build import build_model
 from lvkam.generator import bernoulli_log_likelihood
+from lvkam.inference import evaluate_checkpoint
 from lvkam.objectives import ImportanceSampling
 from lvkam.splines import adaptive_knots, b_spline_basis, extend_grid
 from lvkam.univariate import FunctionFamily, UnivariateFunctions
@@ -346,3 +347,52 @@ def test_a_damaged_file_of_cells_is_told(
     with pytest.raises(SystemExit):
         run_quality(monkeypatch, "--summarise", "--output", tmp_path)
     assert "cells.jsonl: is not a file of cells" in capsys.readouterr().err
+
+
+# ablations
+
+
+def run_ablations(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["ablations", "--quick", *map(str, arguments)])
+    ablations.main()
+
+
+def test_ablations_change_one_thing_and_are_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Differences are from the preset with the same seed; finished runs stay as they are."""
+    (preset := tmp_path / "preset.ini").write_text(small_config().to_ini(), encoding="utf-8")
+    data, output = few_of_mnist(tmp_path / "data", 300, 120), tmp_path / "out"
+    name = "1 sample carries gradient"
+    options = ("--output", output, "--data-dir", data, "--preset", preset, "--only", name, "--set", "TRAINING.seed=5")
+    run_ablations(monkeypatch, *options)
+    runs = {key: output / "ablations" / folder for key, folder in (
+        ("the preset", "the_preset_1"), (name, "1_sample_carries_gradient_1"),
+    )}  # fmt: skip
+    configs = {key: load_config(run / "config.ini").to_ini().splitlines() for key, run in runs.items()}
+    different = [line for line in configs[name] if line not in configs["the preset"]]
+    assert different == ["gradient_samples = 1"]
+    assert "seed = 1" in configs[name]
+    nll = {
+        key: evaluate_checkpoint(run / "ckpt.h5", 100, 1000, seed=1, data_dir=data)["nll_nats"]
+        for key, run in runs.items()
+    }
+    (rows,) = tables(output / "ablations.csv").values()
+    assert [row["changed"] for row in rows] == list(runs)
+    for row in rows:
+        assert float(row["test NLL (nats)"]) == round(nll[row["changed"]], 3)
+        assert float(row["worse by"]) == round(nll[row["changed"]] - nll["the preset"], 3)
+        assert int(row["steps"]) > 0
+
+    before = {key: (run / "ckpt.h5").read_bytes() for key, run in runs.items()}
+    run_ablations(monkeypatch, *options)
+    assert {key: (run / "ckpt.h5").read_bytes() for key, run in runs.items()} == before
+    assert list(tables(output / "ablations.csv").values()) == [rows]
+    with pytest.raises(SystemExit) as stop:  # they are not taken for runs of another preset
+        run_ablations(monkeypatch, *options, "--set", "TRAINING.batch_size=20")
+    assert stop.value.code == 2
+
+
+def test_every_ablation_of_the_preset_is_a_configuration_of_its_own() -> None:
+    settings = {
+        name: load_config(ablations.PRESET, list(changes)).to_ini() for name, changes in ablations.VARIANTS.items()
+    }
+    assert len(set(settings.values())) == len(settings)
