@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.metadata
 import math
@@ -260,8 +261,7 @@ class _Run:
         training = saved.training
         if self.not_compiled is None and trains:
             self.say("kernels compiled as when the run began: its first step is taken again for that")
-            throwaway = build_config_optimizer(self.config, self.model)
-            rehearse(self.model, self.objective, throwaway, self.dataset, self.config, self.rng)
+            self._rehearse()
         set_model_arrays(self.model, saved.arrays)
         prefix = "training/optimizer/"
         states = {name.removeprefix(prefix): a for name, a in training.items() if name.startswith(prefix)}
@@ -288,12 +288,21 @@ class _Run:
         if saved.lvkam_version != importlib.metadata.version("lvkam"):
             self.say(f"warning: trained by lvkam {saved.lvkam_version} so far: results may differ")
 
+    def _rehearse(self) -> None:
+        """Take the first step of a new run, by which kernels are compiled; whatever it changes is to be restored."""
+        throwaway = build_config_optimizer(self.config, self.model)
+        rehearse(self.model, self.objective, throwaway, self.dataset, self.config, self.rng)
+
     def _train(self, state: TrainingState | None) -> TrainingState:
         if state is not None:
             write_losses(self.folder / "loss.csv", state.log)
             self.say(f"going on after {state.epoch} epochs and {state.batches} batches, iteration {state.iteration}")
         elif self.not_compiled is None:
-            self.say("kernels compiled: the first steps wait for the compiler, about half a minute the first time")
+            self.say("kernels are compiled before the training's clock starts, about half a minute the first time")
+            first, stream = copy.deepcopy(self.model.state_dict()), self.rng.get_state()
+            self._rehearse()
+            self.model.load_state_dict(first)
+            self.rng.set_state(stream)
         if self.not_compiled is not None:
             self.say(f"kernels not compiled: {self.not_compiled}")
         settings, since = self.config.training, None if state is None else state.epoch

@@ -410,7 +410,7 @@ def epoch_rows(folder: Path) -> list[list[str]]:
         return [row[1:] for row in csv.reader(file)]
 
 
-COMPILED = "kernels compiled: the first steps wait for the compiler, about half a minute the first time"
+COMPILED = "kernels are compiled before the training's clock starts, about half a minute the first time"
 
 
 @pytest.fixture(scope="module")
