@@ -50,7 +50,7 @@ from lvkam.monitoring import frames_in
 from lvkam.objectives import ImportanceSampling, ThermodynamicIntegration
 from lvkam.run_folder import RUN_FILES, OutputError, locked
 from lvkam.splines import BASES
-from lvkam.training import random_stream
+from lvkam.training import random_stream, rehearse
 from lvkam.univariate import ACTIVATIONS, UnivariateFunctions
 from tests.conftest import (
     REPOSITORY,
@@ -521,6 +521,25 @@ def test_a_compiled_run_goes_on_compiled_to_the_same_bits(
     assert epoch_rows(tmp_path / "run") == epoch_rows(folder)
     for name in ("ckpt.h5", "best.h5"):
         require_same_arrays(h5_arrays(tmp_path / "run" / name), h5_arrays(folder / name))
+
+
+def test_the_step_that_compiles_leaves_no_trace(
+    compiled_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it does to the model, its grids and the random numbers."""
+    folder, said = compiled_run
+
+    def spoil(model: LVKAM, *arguments: Any) -> None:
+        rehearse(model, *arguments)
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                tensor.add_(1.0)
+        torch.rand(3, generator=arguments[-1])
+
+    monkeypatch.setattr("lvkam.experiment.rehearse", spoil)
+    again = told_run(tmp_path / "run", "TRAINING.compile=true")
+    assert step_losses(again) == step_losses(said)
+    require_same_arrays(h5_arrays(tmp_path / "run" / "ckpt.h5"), h5_arrays(folder / "ckpt.h5"))
 
 
 # --- going on
