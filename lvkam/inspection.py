@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lvkam.model import LVKAM
 from lvkam.prior import MixturePrior
-from lvkam.sampling import cell_cdf, effective_sample_size
+from lvkam.sampling import effective_sample_size, tabulate
 from lvkam.univariate import UnivariateFunctions
 
 MOST_ROWS = 4096
@@ -66,7 +66,7 @@ def prior_densities(prior: MixturePrior) -> PriorDensities:
     nodes, log_density = _refined(table.nodes.double(), parts), _refined(table.log_density.double(), parts)
     weights = prior.log_weights().double()
     components = torch.exp(log_density + (weights - table.log_normaliser.double()).unsqueeze(-1))
-    cells = cell_cdf(nodes.unsqueeze(1), log_density)  # (Q, P, n-1)
+    cells = tabulate(nodes, log_density).cell_mass.cumsum(-1)  # (Q, P, n-1)
     cdf = (weights.exp().unsqueeze(-1) * cells / cells[..., -1:]).sum(1)
     cdf = torch.cat((torch.zeros_like(cdf[:, :1]), cdf / cdf[:, -1:]), 1)
     reference = prior.reference.log_prob(nodes).exp()

@@ -215,12 +215,10 @@ class Objective(ABC):
             carried: W and V.
             size: effective sample size, ().
         """
-        (on_likelihood, on_prior), z, count = carried, draws.z, len(draws.x)
-        if z.ndim == 2:
-            share = on_prior.totals(self.num_samples)
-        else:
-            z, share = z.flatten(0, 1), on_prior.of_all(self.num_samples).flatten()
-        if draws.z.ndim == 2 and on_likelihood.samples is not None:
+        (on_likelihood, on_prior), z, count = carried, draws.z.flatten(0, -2), len(draws.x)
+        shared = draws.z.ndim == 2
+        share = on_prior.totals(self.num_samples) if shared else on_prior.of_all(self.num_samples).flatten()
+        if shared and on_likelihood.samples is not None:
             rows, weights = on_likelihood.on_rows(self.num_samples)
             draws, out = draws.take(rows), out[rows]
         else:

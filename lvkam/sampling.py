@@ -229,12 +229,6 @@ def _block_of(ends: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     return block, (uniform - below) / (ends.gather(-1, block.unsqueeze(-1)).squeeze(-1) - below)
 
 
-def cell_cdf(nodes: Tensor, log_density: Tensor) -> Tensor:
-    """Cumulative masses of cells, up to a common factor: (..., n) -> (..., n-1)."""
-    mass, _ = _cells(nodes, log_density, torch.exp(log_density - log_density.amax(-1, keepdim=True)))
-    return mass.cumsum(-1)
-
-
 def _place_in_cell(
     nodes: Tensor, log_density: Tensor, places: Tensor, densities: Tensor, cdf: Tensor, cell: Tensor, aim: Tensor
 ) -> Tensor:
