@@ -23,8 +23,8 @@ NOTES = (
     "its encoder. LEBM: samples about each image's posterior, the error of log Z included. LV-KAM: samples of its "
     "prior, which err to its disadvantage where few explain an image; and annealing, on the first of these images.",
     "KID, FID, precision, recall and coverage compare samples with as many real test images, the same for all models, "
-    "on the features of a classifier. Seconds are those of training steps; LV-KAM's kernels are compiled before, as "
-    "in `lvkam train`. VAE and LEBM drew with initial weights, an MLP being as fast with any.",
+    "on the features of a classifier. Seconds are those of training steps; LV-KAM's kernels were compiled before, in "
+    "the rehearsal, whose wall time is told. VAE and LEBM drew with initial weights, an MLP being as fast with any.",
 )
 
 
@@ -92,12 +92,15 @@ def trainings(groups: dict[Group, Runs]) -> list[Row]:
         for model in filter(models.__contains__, MODELS):
             runs = models[model]
             pairs = zip(of(runs, "training seconds"), of(runs, "steps"), strict=True)
-            rows.append({
+            row: Row = {
                 **group.head, "model": model, "steps": spread(of(runs, "steps"), 0),
                 "ms a step": spread([1e3 * seconds / steps for seconds, steps in pairs], 2),
                 "parameters": int(np.median(of(runs, "parameters"))),
                 "of them decoder": int(np.median(of(runs, "decoder parameters"))),
-            })  # fmt: skip
+            }  # fmt: skip
+            if rehearsals := of(runs, "rehearsal seconds"):
+                row["longest rehearsal (s)"] = round(max(rehearsals), 1)
+            rows.append(row)
     return rows
 
 
