@@ -133,6 +133,8 @@ def rehearse(
 ) -> None:
     """Begin a training as `train` begins one, so that kernels meet the sizes of an undisturbed run's first steps.
 
+    Then, where later steps have more samples, those of the last one.
+
     A compiled kernel is made for the sizes that it meets first, and others can round differently. Model, optimiser and
     rng are those of a new run, and afterwards to be replaced by what was saved.
     """
@@ -140,7 +142,11 @@ def rehearse(
     callbacks = Callbacks(*[lambda _: None] * len(Callbacks._fields))
     training = _Training(model, objective, optimizer, dataset, config, rng, callbacks, state, Interruption())
     training.evaluate()
-    training.step(training.order()[: config.training.batch_size])
+    batch = training.order()[: config.training.batch_size]
+    training.step(batch)
+    if config.training.initial_sample_size is not None:  # later steps have more samples
+        state.iteration = training._num_steps
+        training.step(batch)
 
 
 @dataclass

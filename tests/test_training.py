@@ -35,7 +35,16 @@ from lvkam.objectives import Estimate, Frozen, ImportanceSampling, Objective
 from lvkam.optimizers import SEARCHING, rate_factor
 from lvkam.prior import MixturePrior
 from lvkam.progress import EpochRecord, TrainingState
-from lvkam.training import LONGEST_PERIOD, Callbacks, is_finished, next_period, random_stream, sample_size, train
+from lvkam.training import (
+    LONGEST_PERIOD,
+    Callbacks,
+    is_finished,
+    next_period,
+    random_stream,
+    rehearse,
+    sample_size,
+    train,
+)
 from lvkam.univariate import UnivariateFunctions
 from tests.conftest import small_config, stream
 
@@ -74,6 +83,25 @@ def run(
         Callbacks(lambda log: records.append(log[-1]), on_checkpoint, on_best, lines.append),
     )
     return model, records, lines, state
+
+
+@pytest.mark.parametrize(("first", "expected"), [("none", [16]), ("4", [4, 16])])
+def test_a_rehearsal_meets_the_first_sample_size_and_the_last(
+    first: str, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no kernel is compiled amid the training, once its samples become more."""
+    config, seen = made_config(f"TRAINING.initial_sample_size={first}", "TRAINING.N_epochs=9"), []
+    model, estimate = build_model(config, 9), Objective.estimate
+
+    def watched(self: Objective, *arguments: Any) -> Estimate:
+        if torch.is_grad_enabled():
+            seen.append(self.num_samples)
+        return estimate(self, *arguments)
+
+    monkeypatch.setattr(Objective, "estimate", watched)
+    optimizer, rng = build_config_optimizer(config, model), random_stream(1, "training")
+    rehearse(model, build_objective(config), optimizer, made_dataset(), config, rng)
+    assert seen == expected
 
 
 class Recording(ImportanceSampling):
