@@ -4,8 +4,8 @@ Likelihood on held-out images, samples compared with real ones by the same code 
 drawing, and size. More than an hour; what has been measured is kept cell by cell (`cells.jsonl`), so that the same
 command goes on after an interruption. `--summarise` makes tables and pictures of what is there.
 
-The time is that of training steps: making data ready, evaluation and files are left out for all models, and LV-KAM's
-kernels are compiled in a training of twenty steps before, whose time is told by itself.
+The time is that of training steps: making data ready, evaluation and files are left out for all models, and so is the
+compilation of LV-KAM's kernels, which a training does before its clock starts.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ METRICS = ("kid", "fid", "precision", "recall", "coverage")
 CONFIG = Path(__file__).parents[1] / "config"
 PRESETS = {"MNIST": CONFIG / "mnist_quality.ini", "FMNIST": CONFIG / "fmnist_quality.ini"}
 SIZE, LARGE = 14, ("MNIST", 28, 120.0)
-NUM_TRAIN, REHEARSED = 32_000, 20
-"""Training images; steps of LV-KAM in which its kernels are compiled."""
+NUM_TRAIN = 32_000
 REAL_SEED = 1
 """Of the choice of real images: the same for all cells."""
 
@@ -161,7 +160,7 @@ class Presets:
         self.files, self.overrides = files, overrides
         self.compiles = compiler_problem() is None
 
-    def config(self, place: Place, *extra: str) -> Config:
+    def config(self, place: Place) -> Config:
         """Raises ConfigError if it cannot be."""
         return load_config(
             self.files[place.data],
@@ -170,16 +169,9 @@ class Presets:
                 f"TRAINING.seed={place.seed}", f"TRAINING.N_train={NUM_TRAIN}", "TRAINING.N_test=64",
                 "TRAINING.N_epochs=1000000", f"TRAINING.max_seconds={place.seconds:g}",
                 "TRAINING.num_generated_samples=100", "TRAINING.use_gpu=false",
-                f"TRAINING.compile={str(self.compiles).lower()}", *self.overrides, *extra,
+                f"TRAINING.compile={str(self.compiles).lower()}", *self.overrides,
             ],
         )  # fmt: skip
-
-    def rehearsal(self, place: Place) -> Config:
-        """The same, of a few steps: what is compiled is kept by the process."""
-        few = REHEARSED * self.config(place).training.batch_size
-        return self.config(
-            place, "TRAINING.max_seconds=none", "TRAINING.N_epochs=1", f"TRAINING.N_train={min(NUM_TRAIN, few)}"
-        )
 
 
 def measure_lvkam(
@@ -191,11 +183,7 @@ def measure_lvkam(
         pass
 
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        start = time.perf_counter()
-        run_experiment(presets.rehearsal(place), folder / "rehearsal", data_dir=data_dir, say=silent)
-        rehearsal = time.perf_counter() - start
-        run = run_experiment(presets.config(place), folder / "run", data_dir=data_dir, say=silent)
+        run = run_experiment(presets.config(place), Path(temporary) / "run", data_dir=data_dir, say=silent)
         checkpoint, config, model = load_checkpoint(run / "ckpt.h5")
         compiled = load_model(run / "ckpt.h5", compile=True) if presets.compiles else None
         with (run / "loss.csv").open(encoding="utf-8") as file:
@@ -214,7 +202,6 @@ def measure_lvkam(
     figures = {
         "steps": checkpoint.iteration,
         "training seconds": seconds,
-        "rehearsal seconds": rehearsal,
         "compiled": presets.compiles,
         "parameters": count(model),
         "decoder parameters": count(model.generator),

@@ -23,8 +23,8 @@ NOTES = (
     "its encoder. LEBM: samples about each image's posterior, the error of log Z included. LV-KAM: samples of its "
     "prior, which err to its disadvantage where few explain an image; and annealing, on the first of these images.",
     "KID, FID, precision, recall and coverage compare samples with as many real test images, the same for all models, "
-    "on the features of a classifier. Seconds are those of training steps; LV-KAM's kernels were compiled before, in "
-    "the rehearsal, whose wall time is told. VAE and LEBM drew with initial weights, an MLP being as fast with any.",
+    "on the features of a classifier. Seconds are those of training steps; LV-KAM's kernels were compiled before. VAE "
+    "and LEBM drew with initial weights, an MLP being as fast with any.",
 )
 
 
@@ -98,8 +98,6 @@ def trainings(groups: dict[Group, Runs]) -> list[Row]:
                 "parameters": int(np.median(of(runs, "parameters"))),
                 "of them decoder": int(np.median(of(runs, "decoder parameters"))),
             }  # fmt: skip
-            if rehearsals := of(runs, "rehearsal seconds"):
-                row["longest rehearsal (s)"] = round(max(rehearsals), 1)
             rows.append(row)
     return rows
 
