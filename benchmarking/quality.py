@@ -16,7 +16,7 @@ import hashlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -243,7 +243,8 @@ def places(arguments: argparse.Namespace) -> list[Place]:
         controls = Place(CONTROLS, data, size, 0.0, 0)
         found += [controls] if controls not in found else []
         first = seed % len(MODELS)
-        found += [Place(model, data, size, seconds, seed) for model in (*MODELS[first:], *MODELS[:first])]
+        in_turn = (*MODELS[first:], *MODELS[:first])
+        found += [Place(model, data, size, seconds, seed) for model in in_turn if model in arguments.models]
     return found
 
 
@@ -299,10 +300,15 @@ def seeds(text: str) -> list[int]:
     return found
 
 
-def data_sets(text: str) -> list[str]:
-    if unknown := [name for name in parts(text) if name not in PRESETS]:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: must be out of {', '.join(PRESETS)}")
-    return parts(text)
+def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Reads some of these names."""
+
+    def names(text: str) -> list[str]:
+        if unknown := [name for name in parts(text) if name not in known]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: must be out of {', '.join(known)}")
+        return parts(text)
+
+    return names
 
 
 def preset(text: str) -> tuple[str, Path]:
@@ -318,7 +324,8 @@ def parser() -> argparse.ArgumentParser:
     add("--data-dir", type=Path, help="where to look for the data first, laid out as torchvision does")
     add("--seconds", type=seconds, metavar="T,...", help="of training (15,45,120; 2 if --quick)")
     add("--seeds", type=seeds, metavar="N,...", help="(1,2,3; 1 if --quick)")
-    add("--datasets", type=data_sets, default=list(PRESETS), metavar="NAME,...", help=f"({','.join(PRESETS)})")
+    add("--datasets", type=names_of(PRESETS), default=list(PRESETS), metavar="NAME,...", help=f"({','.join(PRESETS)})")
+    add("--models", type=names_of(MODELS), default=list(MODELS), metavar="NAME,...", help=f"({','.join(MODELS)})")
     add("--large", action="store_true", help="MNIST at 28x28 too, with the first seed, for 120 s")
     add("--preset", type=preset, action="append", default=[], metavar="NAME=FILE.ini", help="LV-KAM's, of a data set")
     add("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE", help="of LV-KAM's presets")
