@@ -8,6 +8,7 @@ With the defaults it takes about two hours, so that `run_benchmarks.sh` leaves i
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from lvkam import load_config, run_experiment
 from lvkam.build import load_checkpoint
 from lvkam.errors import InputError
 from lvkam.inference import evaluate_checkpoint
+from lvkam.interruption import Interrupted
+from lvkam.writing import write_atomically
 
 PRESET = Path(__file__).parents[1] / "config" / "mnist_quality.ini"
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -61,7 +64,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "THERMODYNAMIC_INTEGRATION.num_temps=30", "THERMODYNAMIC_INTEGRATION.resampler=systematic",
     ),
 }  # fmt: skip
-"""Name and what is changed. With single precision the kernels of bfloat16 alone are missed."""
+"""Name and what is changed."""
 
 
 def run_of(folder: Path, preset: Path, name: str, seed: int, overrides: list[str], data_dir: Path | None) -> Path:
@@ -73,12 +76,18 @@ def run_of(folder: Path, preset: Path, name: str, seed: int, overrides: list[str
 
 
 def figures(run: Path, quick: bool, data_dir: Path | None) -> dict[str, Any]:
-    """NLL and its error, steps and parameters of a finished run."""
+    """NLL and its error, steps and parameters of a finished run, kept beside it once they are known."""
+    kept = run / "figures.json"
+    if kept.exists() and kept.stat().st_mtime >= (run / "ckpt.h5").stat().st_mtime:
+        return json.loads(kept.read_text(encoding="utf-8"))
     loaded = load_checkpoint(run / "ckpt.h5")
     images, samples = (100, 1000) if quick else (1000, 20000)
     found = evaluate_checkpoint(run / "ckpt.h5", images, samples, seed=1, data_dir=data_dir, loaded=loaded)
     parameters = sum(p.numel() for p in loaded.model.parameters())
-    return found | {"steps": loaded.checkpoint.iteration, "parameters": parameters}
+    found |= {"steps": loaded.checkpoint.iteration, "parameters": parameters}
+    with write_atomically(kept) as temporary:
+        temporary.write_text(json.dumps(found), encoding="utf-8")
+    return found
 
 
 def main() -> None:
@@ -97,16 +106,20 @@ def main() -> None:
         overrides, seeds = [*overrides, "TRAINING.max_seconds=1", "TRAINING.compile=false"], seeds[:1]
     keep_freed_memory()
     nll = {name: np.full(len(seeds), np.nan) for name in names}
-    last: dict[str, dict[str, Any]] = {}
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     pairs = [(index, name) for index in range(len(seeds)) for name in names]
     for index, name in tqdm(pairs, desc="ablations", disable=not sys.stderr.isatty()):
         try:
             run = run_of(report.folder / "ablations", options.preset, name, seeds[index], overrides, options.data_dir)
-            last[name] = figures(run, options.quick, options.data_dir)
+            found = figures(run, options.quick, options.data_dir)
         except InputError as error:
             parser.error(str(error))
-        nll[name][index] = last[name]["nll_nats"]
-        print(f"{name}, seed {seeds[index]}: {nll[name][index]:.3f}, {last[name]['steps']} steps", flush=True)
+        except (KeyboardInterrupt, Interrupted) as stop:
+            print("interrupted; the same command goes on", file=sys.stderr)
+            sys.exit(stop.exit_status if isinstance(stop, Interrupted) else 130)
+        measured[name].append(found)
+        nll[name][index] = found["nll_nats"]
+        print(f"{name}, seed {seeds[index]}: {nll[name][index]:.3f}, {found['steps']} steps", flush=True)
     rows: list[Row] = []
     for name in names:
         worse = nll[name] - nll["the preset"]
@@ -116,8 +129,8 @@ def main() -> None:
             "worse by": round(float(np.median(worse)), 3),
             "from": round(float(worse.min()), 3),
             "to": round(float(worse.max()), 3),
-            "steps": int(last[name]["steps"]),
-            "parameters": int(last[name]["parameters"]),
+            "steps": int(np.median([found["steps"] for found in measured[name]])),
+            "parameters": int(measured[name][0]["parameters"]),
         })  # fmt: skip
     report.add(f"medians over the seeds {', '.join(map(str, seeds))}; differences are paired by seed", rows)
 

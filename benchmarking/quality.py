@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarking.harness import begin, interleave, option_parser
 from benchmarking.quality_cells import CONTROLS, Cells, Place, Record
 from benchmarking.quality_tables import summarise
-from benchmarking.rivals import LEBM, VAE, Rival, train
+from benchmarking.rivals import LEBM, VAE, FastVAE, Rival, train
 from cli.main import keep_freed_memory
 from lvkam import load_config, run_experiment
 from lvkam.build import load_checkpoint, load_model
@@ -44,7 +44,7 @@ from lvkam.quality import Reals, measure_sets, real_images
 from lvkam.training import random_stream
 
 TITLE = "LV-KAM, a VAE and an energy-based prior in latent space, trained for equal seconds"
-RIVALS: dict[str, type[VAE] | type[LEBM]] = {"VAE": VAE, "LEBM": LEBM}
+RIVALS: dict[str, type[VAE] | type[LEBM] | type[FastVAE]] = {"VAE": VAE, "LEBM": LEBM, "VAE-bf16": FastVAE}
 MODELS = ("VAE", "LV-KAM", "LEBM")
 METRICS = ("kid", "fid", "precision", "recall", "coverage")
 CONFIG = Path(__file__).parents[1] / "config"
@@ -243,7 +243,7 @@ def places(arguments: argparse.Namespace) -> list[Place]:
         controls = Place(CONTROLS, data, size, 0.0, 0)
         found += [controls] if controls not in found else []
         first = seed % len(MODELS)
-        in_turn = (*MODELS[first:], *MODELS[:first])
+        in_turn = (*MODELS[first:], *MODELS[:first], *(name for name in RIVALS if name not in MODELS))
         found += [Place(model, data, size, seconds, seed) for model in in_turn if model in arguments.models]
     return found
 
@@ -325,7 +325,8 @@ def parser() -> argparse.ArgumentParser:
     add("--seconds", type=seconds, metavar="T,...", help="of training (15,45,120; 2 if --quick)")
     add("--seeds", type=seeds, metavar="N,...", help="(1,2,3; 1 if --quick)")
     add("--datasets", type=names_of(PRESETS), default=list(PRESETS), metavar="NAME,...", help=f"({','.join(PRESETS)})")
-    add("--models", type=names_of(MODELS), default=list(MODELS), metavar="NAME,...", help=f"({','.join(MODELS)})")
+    add("--models", type=names_of({*RIVALS, *MODELS}), default=list(MODELS), metavar="NAME,...",
+        help=f"({','.join(MODELS)}); VAE-bf16: compiled and in bfloat16, as LV-KAM is")  # fmt: skip
     add("--large", action="store_true", help="MNIST at 28x28 too, with the first seed, for 120 s")
     add("--preset", type=preset, action="append", default=[], metavar="NAME=FILE.ini", help="LV-KAM's, of a data set")
     add("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE", help="of LV-KAM's presets")

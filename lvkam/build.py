@@ -30,7 +30,7 @@ from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
 from lvkam.line_search import Constants
 from lvkam.model import LVKAM
 from lvkam.objectives import ImportanceSampling, Objective, ThermodynamicIntegration
-from lvkam.optimizers import FIRST_ORDER, Parameters, build_optimizer, memory_allowed, memory_needed
+from lvkam.optimizers import FIRST_ORDER, ParameterGroups, build_optimizer, memory_allowed, memory_needed
 from lvkam.prior import REFERENCE_DENSITIES, MixturePrior
 from lvkam.sections import UnivariateConfig
 from lvkam.splines import BASES
@@ -132,7 +132,7 @@ def build_objective(config: Config) -> Objective:
 def build_config_optimizer(config: Config, model: LVKAM) -> Optimizer:
     """The optimiser of a configuration, over a model's parameters."""
     settings, search = config.optimizer, config.line_search
-    parameters: Parameters = model.parameters()
+    parameters: ParameterGroups = model.parameters()
     if settings.type in FIRST_ORDER and settings.prior_rate != 1:  # two groups take longer to step than one
         parameters = [
             {"params": list(model.generator.parameters())},

@@ -16,6 +16,7 @@ from lvkam.optimizers import FIRST_ORDER, memory_needed
 from lvkam.plots import MOST_IMAGES, drawn, pair_plot, save_image_grid
 from lvkam.run_folder import check_files, check_folder, default_folder, results_in
 from lvkam.sources import arrays_of, check_bytes, files_of, find, is_path
+from lvkam.training import sample_size
 from lvkam.univariate import CHUNK as FEATURES
 from lvkam.writing import write_atomically
 
@@ -34,7 +35,8 @@ def describe_run(config: Config, output: Path | None = None, data_dir: Path | No
     model = build_model(config, math.prod(dataset.image_shape))
     training = config.training
     steps = math.ceil(training.num_train / training.batch_size)
-    first = f"{training.initial_sample_size} to " if training.initial_sample_size else ""
+    first = sample_size(training.initial_sample_size or training.num_samples, training.num_samples, 0.0)
+    first = f"{first} to " if first < training.num_samples else ""
     limit = f", at most {training.max_seconds:g} seconds" if training.max_seconds else ""
     return {
         "data": str(dataset),

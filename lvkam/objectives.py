@@ -65,7 +65,7 @@ class Estimate(NamedTuple):
     loss: Tensor
     """(), differentiable."""
     effective_sample_size: Tensor
-    """Mean over the images, (), between 1 and S."""
+    """Mean over the images, or the first `SIZED` of them where those are enough, (), between 1 and S."""
 
 
 class Frozen(NamedTuple):
@@ -121,6 +121,8 @@ class _Carried(NamedTuple):
         """Their sums over the images, (S,)."""
         if self.samples is None:
             return self.weights.sum(0)
+        if self.weights.is_cuda:  # where sums at random places are taken in no fixed order
+            return self.of_all(num_samples).sum(0)
         return self.weights.new_zeros(num_samples).scatter_add_(0, self.samples.flatten(), self.weights.flatten())
 
     def on_rows(self, num_samples: int) -> tuple[Tensor, Tensor]:

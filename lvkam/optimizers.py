@@ -26,7 +26,7 @@ from lvkam.descent import (
 )
 from lvkam.line_search import Constants
 
-Parameters = Iterable[Parameter] | Iterable[dict[str, Any]]
+ParameterGroups = Iterable[Parameter] | Iterable[dict[str, Any]]
 
 FIRST_ORDER: dict[str, Callable[[Any, float], Optimizer]] = {
     # fused: one pass over all parameters, an order of magnitude faster than one operation after the other
@@ -51,7 +51,7 @@ SEARCHING: dict[str, Callable[..., FunctionOptimizer]] = {
 
 def build_optimizer(
     name: str,
-    parameters: Parameters,
+    parameters: ParameterGroups,
     learning_rate: float,
     line_search: str = "morethuente",
     constants: Constants = Constants(),  # noqa: B008 a tuple

@@ -64,13 +64,16 @@ def resume_point(folder: Path, config: Config, say: Callable[[str], None]) -> Ch
 def _refuse_another_run(config: Config, before: Config, folder: Path) -> None:
     theirs = before.to_dict()
     # the end of its training bends the course of the cosine, and of the sample size, from the first step on
-    bent = "initial_sample_size" if before.training.initial_sample_size else ""
-    bent = "schedule = cosine" if before.optimizer.schedule == "cosine" else bent
+    bent = " and ".join(
+        ["schedule = cosine"] * (before.optimizer.schedule == "cosine")
+        + ["initial_sample_size"] * (before.training.initial_sample_size is not None)
+    )
     free = FREE_KEYS - ENDS if bent else FREE_KEYS
+    goes = f", by which its {bent} {'go' if ' and ' in bent else 'goes'}"
     differing = [
         f"{config.source}: [{section}] {key} = {write_value(value)}: the run in {folder} "
         f"has {write_value(theirs[section][key])}, and goes on with that only"
-        f"{f', by which its {bent} goes' if (section, key) in FREE_KEYS else ''}"
+        f"{goes if (section, key) in FREE_KEYS else ''}"
         for section, keys in config.to_dict().items()
         for key, value in keys.items()
         if value != theirs[section][key] and (section, key) not in free

@@ -203,8 +203,8 @@ class TrainingConfig(Section):
     num_samples: int = _count(64, 1, LARGEST_COUNT, "prior samples S shared by a batch", "MC_expectation_sample_size")
     initial_sample_size: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | None = _key(
         None,
-        "prior samples at first, doubled at equal intervals of the training up to MC_expectation_sample_size; "
-        "none: as many as that from the first step on",
+        "prior samples at first, doubled at equal intervals of the training up to MC_expectation_sample_size, which is "
+        "halved as long as no fewer are left; none: as many as that from the first step on",
         allowed="an integer from 1 to 1000000000, or none",
     )
     num_train: int = _count(32000, 1, LARGEST_COUNT, "training images, the first of the training split", "N_train")
@@ -239,7 +239,9 @@ class TrainingConfig(Section):
     )
     shard: Literal["batch", "samples"] = _key("batch", "what several processes divide")
     gradient_samples: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | Literal["all"] = _key(
-        "all", "samples of each image that carry gradient", allowed="all, or an integer from 1 to 1000000000"
+        "all",
+        "samples of each image that carry gradient, and make up the training loss; a test loss is always of all",
+        allowed="all, or an integer from 1 to 1000000000",
     )
     gradient_selection: Literal["top", "resampled"] = _key(
         "top", "which ones, if not all: those of the largest weights, or drawn by their weights, which is unbiased"

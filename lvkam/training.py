@@ -104,7 +104,8 @@ def train(
 ) -> TrainingState:
     """Train for `N_epochs`, or until `max_seconds` have passed.
 
-    A training that goes on from a state that was saved takes the same steps, to the bit, as one that never stopped.
+    A training that goes on from a state that was saved takes the same steps, to the bit, as one that never stopped;
+    where `max_seconds` bends the learning rate or the sample size, steps that the clock's noise alone tells apart.
 
     Args:
         model: trained in place, on its device.

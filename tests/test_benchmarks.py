@@ -7,17 +7,19 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking import ablations, quality
 from benchmarking.harness import Report, Timing, as_text, bars, interleave, peak_memory
 from benchmarking.peers import Floor, PortedLayer, PortedModel, cox_de_boor
-from benchmarking.quality_tables import spread
+from benchmarking.quality_tables import draw_nll, grouped, spread, targets
 from benchmarking.rivals import LEBM, VAE, StudentT, average, langevin, last, train
 from benchmarking.sampling import mlp_decoder
 from benchmarking.scaling import exponent
@@ -239,7 +241,7 @@ def test_rivals_learn(kind: Callable[..., VAE | LEBM], rate: str, monkeypatch: p
     weights = [p.clone() for p in model.parameters() if p.ndim > 1]  # what is added to f changes no density
     training = train(model, images, 1.0, stream(3))
     assert training.steps > 5
-    assert 1.0 <= training.seconds < 3
+    assert training.seconds >= 1.0
     changed = [p for p in model.parameters() if p.ndim > 1]
     assert all((p != q).any() for p, q in zip(weights, changed, strict=True))
     assert float(model.log_evidence(images[:20], 500, stream(2)).log_evidence.mean()) > before + 0.5
@@ -271,7 +273,7 @@ def test_a_quick_run_is_taken_up_again_and_summarised(
     lines = (output / "cells.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["model"] for record in records] == ["controls", "LV-KAM", "LEBM", "VAE"]  # turned by the seed
-    assert all(0.3 <= record["training seconds"] < 3 for record in records[1:])
+    assert all(record["training seconds"] >= 0.3 for record in records[1:])
     assert records[1]["parameters"] == sum(p.numel() for p in build_model(small_config(), 64).parameters())
     assert records[3]["parameters"] > records[3]["decoder parameters"] > 500_000 / 2
     assert set(records[1]["images a second"]) == {"VAE", "LEBM", "LV-KAM"}
@@ -303,6 +305,50 @@ def test_a_quick_run_is_taken_up_again_and_summarised(
     assert len(found["targets"]) == 5
     for name in ("quality.png", "quality-samples-MNIST-8.png"):
         assert 1000 < (output / name).stat().st_size < 300_000
+
+
+def record(model: str, seed: int, seconds: float = 45.0, **figures: Any) -> dict[str, Any]:
+    usual = {"nll": 40.0, "kid": 0.05, "fid": 2.0, "precision": 0.9, "recall": 0.5, "coverage": 0.8, "parameters": 10}
+    return {"model": model, "data": "MNIST", "size": 14, "seconds": seconds, "seed": seed, **usual, **figures}
+
+
+def judged(*records: dict[str, Any]) -> dict[str, tuple[float, str]]:
+    return {str(row["target"]): (float(row["measured"]), str(row["verdict"])) for row in targets(grouped(records))}
+
+
+def test_targets_are_judged_by_the_median_of_seeds_that_both_models_have() -> None:
+    def ours(seed: int, **figures: Any) -> dict[str, Any]:
+        drawing = {"VAE": 90.0, "LV-KAM": 30.0, "LV-KAM, compiled": 100.0}
+        return record("LV-KAM", seed, **({"images a second": drawing} | figures))
+
+    vae = [record("VAE", seed, nll=nll, coverage=0.7, parameters=12) for seed, nll in ((1, 41.0), (2, 40.3), (3, 40.1))]
+    met = judged(*vae, ours(1), ours(2), ours(3), ours(4, nll=90.0))  # the last one has no partner
+    assert met["NLL, less the VAE's"] == (pytest.approx(-0.3), "met")
+    assert met["KID, less the VAE's"] == (0.0, "met")
+    assert met["coverage, the VAE's less LV-KAM's"] == (pytest.approx(-0.1), "met")
+    assert met["parameters, less the VAE's"] == (-2.0, "met")
+    assert met["drawing, the VAE decoder's speed over LV-KAM's"] == (pytest.approx(0.9), "met")
+    worse = {
+        "nll": 40.2,
+        "kid": 0.06,
+        "coverage": 0.6,
+        "parameters": 13,
+        "images a second": {"VAE": 50.0, "LV-KAM": 40.0},
+    }
+    missed = judged(*vae, *(ours(seed, **worse) for seed in (1, 2, 3)))
+    assert [verdict for _, verdict in missed.values()] == ["missed"] * 5
+    assert missed["NLL, less the VAE's"][0] == pytest.approx(-0.1)  # after 45 seconds 0.2 are asked for
+    assert missed["drawing, the VAE decoder's speed over LV-KAM's"][0] == pytest.approx(1.25)
+    others = judged(*(r | {"seconds": 15.0} for r in (*vae, *(ours(seed, **worse) for seed in (1, 2, 3)))))
+    assert others["NLL, less the VAE's"][1] == "met"
+
+
+def test_a_model_far_above_the_others_is_told_in_the_legend() -> None:
+    axes = Figure().subplots()
+    records = [record("VAE", 1, nll=41.0), record("LV-KAM", 1), record("LEBM", 1, nll=136.0)]
+    draw_nll(axes, grouped(records))
+    assert axes.get_ylim()[1] < 42
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["VAE", "LV-KAM", "LEBM, above: 136.0"]
 
 
 def test_medians_are_told_with_their_range() -> None:
