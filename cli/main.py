@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from lvkam.errors import FailureError, InputError
+from lvkam.errors import FailureError, InputError, StoppedError
 from lvkam.interruption import Interrupted, Interruption
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -31,6 +31,7 @@ COMMANDS = {
     "data": "Fetch or verify a data set, and draw it.",
     "fit-features": "Fit a classifier to measure samples with.",
     "experiments": "Train a matrix of models, and compare them.",
+    "sweep": "Search settings for the best.",
 }
 
 
@@ -92,7 +93,8 @@ def _run(interruption: Interruption) -> int:
         click.echo(f"error: {error}", err=True)
         return 2
     except (FailureError, FloatingPointError, OSError) as error:
-        click.echo(f"failed: {error}", err=True)
+        if not isinstance(error, StoppedError):  # of several processes, another says why
+            click.echo(f"failed: {error}", err=True)
         return 1
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,17 @@ def checked_data(_: click.Context, __: click.Parameter, name: str | None) -> str
     if name is not None:
         check_own(name)
     return name
+
+
+@contextmanager
+def needs(what: str, extra: str) -> Iterator[None]:
+    """Context of imports that an extra of the package brings."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("lvkam"):
+            raise
+        raise click.UsageError(f"{what}: {error}; pip install 'lvkam[{extra}]' brings it") from error
 
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))

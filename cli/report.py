@@ -7,16 +7,17 @@ from typing import Literal
 
 import click
 
-from .options import data_dir_option, data_option, overwrite_option, seed_option
+from .options import data_dir_option, data_option, needs, overwrite_option, seed_option
 
 
 def _verified(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
     """Checkpoints are verified at once, before anything as large as torch is imported."""
     from lvkam.checkpoint import read_checkpoint
-    from lvkam.run_folder import checkpoint_of
+    from lvkam.run_folder import checkpoint_of, is_sweep
 
     for path in paths:
-        read_checkpoint(checkpoint_of(path))
+        if not is_sweep(path):
+            read_checkpoint(checkpoint_of(path))
     return paths
 
 
@@ -43,10 +44,19 @@ def command(
     seed: int | None,
     data_dir: Path | None,
 ) -> None:
-    """Write an HTML page about a run folder or a checkpoint: all in one file, which needs no network."""
+    """Write an HTML page about a run folder, a checkpoint or a sweep: all in one file, which needs no network."""
+    from lvkam.run_folder import is_sweep
+
     first, *others = paths
     if others and not compare:
         raise click.UsageError("several paths need --compare")
+    if any(map(is_sweep, paths)):
+        if compare:
+            raise click.UsageError("--compare takes runs, a sweep's own among them, not sweeps")
+        with needs("report of a sweep", "sweep"):
+            from lvkam.sweep_report import write_sweep_report
+        click.echo(write_sweep_report(first, output, overwrite=overwrite))
+        return
     from lvkam.report import write_comparison, write_report
 
     if compare:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -47,26 +48,39 @@ def command(
 
     The folder's name goes to standard output, everything else to standard error. Ctrl-C (or SIGTERM) saves before it
     stops; the same command with --resume goes on.
+
+    Several processes train one model together: torchrun --nproc-per-node 2 -m lvkam train CONFIG. Started again by
+    torchrun after one of them has died, they go on from the last checkpoint.
     """
     if overwrite and resume:
         raise click.UsageError("--overwrite and --resume exclude each other")
-    resolved = read_config(config, overrides, seed)
-    if resume:  # bad input is told before torch is imported
+
+    # Bad input is told before torch is imported, unless there are several processes, of which one is to tell it.
+    resolved = None if "WORLD_SIZE" in os.environ else read_config(config, overrides, seed)
+    if resume and resolved is not None:
         from lvkam.resumption import resume_point
         from lvkam.run_folder import default_folder
 
         resume_point(output or default_folder(resolved), resolved, say=lambda _: None)
 
     from lvkam.experiment import run_experiment
+    from lvkam.parallel import joined
 
-    folder = run_experiment(
-        resolved,
-        output,
-        overwrite=overwrite,
-        resume=resume,
-        device=device,
-        data_dir=data_dir,
-        interruption=interruption,
-        tensorboard=tensorboard,
-    )
-    click.echo(folder)
+    with joined() as world:
+        if resolved is None:
+            with world.together():
+                resolved = read_config(config, overrides, seed)
+        again = world.restarts > 0
+        folder = run_experiment(
+            resolved,
+            output,
+            overwrite=overwrite and not again,
+            resume=resume or again,
+            device=device,
+            data_dir=data_dir,
+            interruption=interruption,
+            tensorboard=tensorboard,
+            world=world,
+        )
+    if world.is_first:
+        click.echo(folder)

@@ -34,6 +34,7 @@ from lvkam.sampling import (
     stratified_resample,
     systematic_resample,
 )
+from lvkam.shares import Gather, pooled_log_sum
 
 CHUNK = 2**20
 """Weights computed at a time, some temperatures of B x S, to bound the memory."""
@@ -82,7 +83,7 @@ def trapezoid_rule(temperatures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def trapezoid_weights(
-    log_likelihood: Tensor, temperatures: Tensor, compiler: Compiler = as_written
+    log_likelihood: Tensor, temperatures: Tensor, compiler: Compiler = as_written, gather: Gather | None = None
 ) -> tuple[Tensor, Tensor]:
     """What all temperatures come to: the trapezoid sum A, and its derivative with respect to l.
 
@@ -95,17 +96,20 @@ def trapezoid_weights(
         log_likelihood: (B, S).
         temperatures: (T+1,), float64, increasing.
         compiler: for the kernel.
+        gather: among processes that have other samples of the same images, as many each; None if all are here.
 
     Returns:
-        W (B, S) and A (B,).
+        W (B, S) of the samples here and A (B,).
     """
     peak = log_likelihood.amax(1, keepdim=True)
+    if gather is not None:
+        peak, compiler = gather(peak).amax(0), as_written  # what processes tell one another is in no kernel
     log_likelihood = log_likelihood - peak  # W stays what it is, and small numbers lose less to rounding
     total = torch.zeros_like(log_likelihood)
     value = peak.squeeze(1).clone()
     nodes = torch.stack((temperatures, trapezoid_rule(temperatures)), 1).to(log_likelihood)
     for chunk in _chunks(nodes, log_likelihood):
-        part = compiler(_trapezoid_part)(log_likelihood, *chunk.unbind(1))
+        part = compiler(_trapezoid_part)(log_likelihood, *chunk.unbind(1), gather)
         total += part[:, :-1]
         value += part[:, -1]
     return total, value
@@ -117,10 +121,15 @@ def _chunks(temperatures: Tensor, log_likelihood: Tensor) -> tuple[Tensor, ...]:
     return temperatures.tensor_split(max(1, len(temperatures) // least))
 
 
-def _trapezoid_part(log_likelihood: Tensor, t: Tensor, c: Tensor) -> Tensor:
+def _trapezoid_part(log_likelihood: Tensor, t: Tensor, c: Tensor, gather: Gather | None) -> Tensor:
     """W, and A in one more column, of some of the temperatures: (B, S), (c,), (c,) -> (B, S+1)."""
-    weights = torch.softmax(t.view(-1, 1, 1) * log_likelihood, -1)  # w_bs(t_k), (c, B, S)
-    mean = (weights * log_likelihood).sum(-1)  # E_bk, (c, B)
+    log_weights = t.view(-1, 1, 1) * log_likelihood
+    if gather is None:
+        weights = torch.softmax(log_weights, -1)  # w_bs(t_k), (c, B, S)
+        mean = (weights * log_likelihood).sum(-1)  # E_bk, (c, B)
+    else:
+        weights = torch.exp(log_weights - pooled_log_sum(log_weights, gather).unsqueeze(-1))
+        mean = gather((weights * log_likelihood).sum(-1)).sum(0)
     t, c = t.view(-1, 1), c.view(-1, 1)  # (c, 1)
     # sum_k c_k w_k (1 + t_k (l - E_k)), with l taken out of the sum
     constant, linear = (c * (1 - t * mean)).unsqueeze(-1), (c * t).unsqueeze(-1)

@@ -288,20 +288,33 @@ def load_model(path: Path | str, *, compile: bool = False) -> LVKAM:
     return load_checkpoint(path, compile=compile).model
 
 
-def choose_device(name: str | None, use_gpu: bool) -> torch.device:
+def choose_device(name: str | None, use_gpu: bool, local_rank: int | None = None) -> torch.device:
     """The device asked for by name, else a GPU if one is wanted and there, else the CPU.
+
+    Args:
+        name: of torch's, or None.
+        use_gpu: whether one is wanted.
+        local_rank: of several processes on this machine, each of which has the GPU of its number; None if it is alone.
 
     Raises:
         DeviceError: there is no such device.
     """
     if name is None:
-        return torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
+        name = "cuda" if use_gpu and torch.cuda.is_available() else "cpu"
+        if local_rank is None:
+            return torch.device(name)
     try:
         device = torch.device(name)
+        if device.type == "cuda" and local_rank is not None:
+            device = torch.device("cuda", local_rank)
         if device.type in DEVICES and torch.zeros(1, device=device).item() == 0:
             return device
     except (RuntimeError, AssertionError):  # what torch raises depends on the kind of device
         pass
+    if local_rank is not None and name.startswith("cuda"):
+        raise DeviceError(
+            f"process {local_rank} of this machine has no GPU of its own: fewer processes, or --device cpu"
+        )
     raise DeviceError(f"--device {name}: no such device here; must be cpu, or cuda or cuda:N where there is one")
 
 

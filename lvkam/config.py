@@ -82,11 +82,6 @@ class Config(BaseModel):
 
 SECTIONS: dict[str, type[Section]] = {name: type(section) for name, section in Config().sections()}
 
-NOT_IMPLEMENTED: dict[tuple[str, str], tuple[Any, ...]] = {
-    ("TRAINING", "shard"): ("samples",),
-}
-"""Values that later versions will accept."""
-
 SEARCH_ALONG_LINES = ("gd", "cg", "bfgs", "l-bfgs", "newton", "interior-point")
 """Optimisers that use [LINE_SEARCH]."""
 
@@ -109,15 +104,19 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: with all problems of the file and the overrides.
     """
+    return parse_config(read_text(path), str(path), overrides)
+
+
+def read_text(path: Path | str) -> str:
+    """Of an INI file; raises ConfigError where it cannot be read, or is no UTF-8."""
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        return Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError([f"{path}: no such file"]) from None
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not a text file in UTF-8 (byte {error.start})"]) from None
     except (OSError, ValueError) as error:
         raise ConfigError([f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"]) from None
-    return parse_config(text, str(path), overrides)
 
 
 def parse_config(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
@@ -223,10 +222,6 @@ def _validate(content: dict[str, dict[str, Any]], values: Values, source: str, p
         if not involved & wrong:
             origin = values[section, key][1] if (section, key) in values else source
             problems.append(config.model_copy(update={"source": origin}).problem(section, key, allowed))
-    for section, key in _not_implemented(config):
-        value = dict(config.sections())[section].values_by_key()[key]
-        origin = values[section, key][1] if (section, key) in values else source
-        problems.append(f"{origin}: [{section}] {key} = {write_value(value)}: is not implemented yet")
     return config
 
 
@@ -257,6 +252,14 @@ _PARTNERS = {
     ("TRAINING", "initial_sample_size"): [("TRAINING", "MC_expectation_sample_size")],
     ("TRAINING", "batch_size"): [("TRAINING", "N_train")],
     ("TRAINING", "binarize"): [("KAN_LIKELIHOOD", "likelihood_model")],
+    ("TRAINING", "shard"): [
+        _ESTIMATOR,
+        _TEMPERATURES,
+        ("MIX_PRIOR", "normalization"),
+        ("THERMODYNAMIC_INTEGRATION", "resampler"),
+        ("TRAINING", "gradient_samples"),
+        ("TRAINING", "gradient_selection"),
+    ],
     ("TRAINING", "N_train"): [("TRAINING", "dataset")],
     ("TRAINING", "N_test"): [("TRAINING", "dataset")],
 }
@@ -275,6 +278,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
         yield "KAN_LIKELIHOOD", "output_activation", "sigmoid, which likelihood_model = bernoulli needs"
     yield from _thermodynamic_contradictions(config)
     yield from _line_search_contradictions(config)
+    yield from _shard_contradictions(config)
     training = config.training
     if training.binarize != "none" and config.generator.likelihood == "l2":
         yield "TRAINING", "binarize", "none, since a Gaussian (likelihood_model = l2) has no probability of bits"
@@ -331,11 +335,19 @@ def _line_search_contradictions(config: Config) -> Iterator[tuple[str, str, str]
         yield "LINE_SEARCH", "c_2", f"greater than c_1 = {write_value(settings.c_1)}"
 
 
-def _not_implemented(config: Config) -> Iterator[tuple[str, str]]:
-    sections = dict(config.sections())
-    for (section, key), values in NOT_IMPLEMENTED.items():
-        if getattr(sections[section], SECTIONS[section].fields_by_key()[key][0]) in values:
-            yield section, key
+def _shard_contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
+    """What forbids processes to divide the samples."""
+    thermodynamic, training, needs = config.thermodynamic, config.training, []
+    if config.prior.normalization == "contrastive":
+        needs.append("normalization = contrastive")
+    if thermodynamic.num_temps > 1 and thermodynamic.resampler != "none":
+        needs.append(f"resampler = {thermodynamic.resampler}")
+    if thermodynamic.num_temps > 1 and thermodynamic.estimator == "telescoped":
+        needs.append("estimator = telescoped")
+    if training.gradient_samples != "all" and training.gradient_selection == "resampled":
+        needs.append("gradient_selection = resampled")
+    if training.shard == "samples" and needs:
+        yield "TRAINING", "shard", f"batch, since {needs[0]} needs all samples of an image in one process"
 
 
 def key_table() -> str:
@@ -350,9 +362,7 @@ def key_table() -> str:
         for key, (_, field) in section.fields_by_key().items():
             parts.append(f"| `{key}` | {allowed_text(field)} | `{write_value(defaults[key])}` | {field.description} |")
         parts.append("")
-    not_yet = [f"`{key} = {write_value(v)}`" for (_, key), values in NOT_IMPLEMENTED.items() for v in values]
-    parts.append(f"Accepted by the dialect but refused in this version: {', '.join(not_yet)}.")
-    return "\n".join(parts) + "\n"
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

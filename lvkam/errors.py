@@ -17,3 +17,7 @@ class DataError(InputError):
 
 class FailureError(Exception):
     """Something that was to be done has failed while running; the message says what."""
+
+
+class StoppedError(FailureError):
+    """Of several processes the first one has failed, and says why: the others end without a word."""

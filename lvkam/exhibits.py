@@ -116,7 +116,8 @@ def _number_of(most: int, numbers: int) -> int:
     return max(1, min(most, MOST_NUMBERS // numbers))
 
 
-def _data_uri(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image) -> str:
+    """A picture as an address that holds it."""
     png = io.BytesIO()
     picture.save(png, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode('ascii')}"
@@ -125,7 +126,7 @@ def _data_uri(picture: Image.Image) -> str:
 def sheet(run: Run, x: np.ndarray) -> str:
     """The first images, or a pair plot of rows, (N, D)."""
     count = NUM_ROWS if run.is_table else _number_of(NUM_SAMPLES, x.shape[1])
-    return _data_uri(picture_of(x[:count], run.shape, run.checkpoint.standardisation))
+    return data_uri(picture_of(x[:count], run.shape, run.checkpoint.standardisation))
 
 
 def strip(images: np.ndarray, shape: tuple[int, ...]) -> str:
@@ -134,7 +135,7 @@ def strip(images: np.ndarray, shape: tuple[int, ...]) -> str:
     pixels = np.round(255 * np.clip(images.reshape(-1, *shape[:2], math.prod(shape[2:])), 0, 1)).astype(np.uint8)
     pixels = np.concatenate((pixels, np.full_like(pixels[..., :1], 255)), -1)  # opaque, but for the gaps
     pixels = np.pad(pixels.repeat(factor, 1).repeat(factor, 2), ((0, 0), (0, 0), (0, gap), (0, 0)))
-    return _data_uri(Image.fromarray(np.concatenate(list(pixels), axis=1)[:, :-gap]))
+    return data_uri(Image.fromarray(np.concatenate(list(pixels), axis=1)[:, :-gap]))
 
 
 def reconstructions(run: Run, learnt: Learnt, x: Tensor) -> dict[str, Any]:

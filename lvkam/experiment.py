@@ -7,8 +7,9 @@ import hashlib
 import importlib.metadata
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,16 @@ from lvkam.build import (
     set_model_arrays,
     set_optimizer_arrays,
 )
-from lvkam.checkpoint import Checkpoint, CheckpointError, problem_of, write_checkpoint
+from lvkam.checkpoint import Checkpoint, CheckpointError, problem_of, read_checkpoint, write_checkpoint
 from lvkam.config import Config, ConfigError
 from lvkam.data import Dataset, TooFewImagesError, load_dataset
 from lvkam.descent import FunctionOptimizer
-from lvkam.errors import DataError
+from lvkam.errors import DataError, StoppedError
 from lvkam.interruption import Interrupted, Interruption
 from lvkam.model import LVKAM
 from lvkam.monitoring import SHOWN_IMAGES, SHOWN_ROWS, summary_writer, watching
+from lvkam.optimizers import SEARCHING
+from lvkam.parallel import ALONE, World
 from lvkam.plots import save_loss_curve
 from lvkam.progress import EpochRecord, TrainingState
 from lvkam.resumption import resume_point
@@ -54,7 +57,7 @@ from lvkam.run_folder import (
     write_losses,
 )
 from lvkam.sources import dataset_error
-from lvkam.training import Callbacks, is_finished, is_out_of_time, random_stream, rehearse, train
+from lvkam.training import Callbacks, is_finished, is_out_of_time, random_stream, rehearse, sample_sizes, train
 from lvkam.writing import WriteError, write_atomically
 
 
@@ -89,6 +92,28 @@ def load_config_dataset(config: Config, data_dir: Path | None = None) -> Dataset
     return dataset if settings.binarize == "none" else dataset.binarised(anew=settings.binarize == "dynamic")
 
 
+def check_processes(config: Config, world: World) -> None:
+    """Whether several processes can train a configuration together.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if world.size == 1:
+        return
+    problems, settings = [], config.training
+    if config.optimizer.type in SEARCHING:
+        allowed = f"adam, adamw, sgd or rms, with {world.size} processes"
+        problems.append(config.problem("OPTIMIZER", "type", allowed))
+    sizes = sample_sizes(settings.initial_sample_size or settings.num_samples, settings.num_samples)
+    if settings.shard == "samples" and any(size % world.size for size in sizes):
+        allowed = f"a multiple of {world.size}, the number of processes, between which shard = samples divides them"
+        if len(sizes) > 1:
+            allowed += f"; so must be all that it is halved to ({', '.join(map(str, sizes))})"
+        problems.append(config.problem("TRAINING", "MC_expectation_sample_size", allowed))
+    if problems:
+        raise ConfigError(problems)
+
+
 def tell(line: str) -> None:
     """Write a line to standard error, above a progress bar if there is one."""
     tqdm.write(line, file=sys.stderr)
@@ -105,6 +130,8 @@ def run_experiment(
     say: Callable[[str], None] = tell,
     interruption: Interruption | None = None,
     tensorboard: bool = False,
+    world: World = ALONE,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> Path:
     """Train a configuration from start to end and write its run folder.
 
@@ -121,6 +148,8 @@ def run_experiment(
         say: takes a line of text for the user; standard error by default.
         interruption: listens to the signals already; if None, one of its own does meanwhile.
         tensorboard: whether to write scalars and samples of each epoch for TensorBoard, into `tensorboard/` there.
+        world: of several processes that train together, each calls this; the first one alone reads and writes there.
+        on_epoch: told the record of epoch 0, before any training, and of each epoch that is trained.
 
     Returns:
         The run folder.
@@ -130,6 +159,8 @@ def run_experiment(
         FloatingPointError: a loss, gradient or energy is not finite.
         WriteError: a file could not be written; the last checkpoint is intact.
         Interrupted: by a signal; its notes say what was saved.
+        PeerError: another process has failed, or is gone.
+        StoppedError: the first process ends with one of the other errors.
     """
     folder, listening = output or default_folder(config), nullcontext()
     if interruption is None:
@@ -137,33 +168,61 @@ def run_experiment(
         listening = interruption.listening()
     if overwrite and resume:
         raise OutputError("overwrite and resume exclude each other")
-    run = None
+    run, saved = None, None
+    say = say if world.is_first else _say_nothing
     with listening:
         try:
-            # before anything is written; under the lock once more, where it may have changed
-            check_folder(folder, overwrite or resume)
-            if tensorboard:
-                summary_writer()
-            chosen = choose_device(device, config.training.use_gpu)
-            dataset = load_config_dataset(config, data_dir)
-            check_optimizer_memory(config, math.prod(dataset.image_shape))
-            if not (resume and results_in(folder)):
-                choose_compilation(config, chosen)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise WriteError(folder, error) from error
-            with locked(folder, say):
-                check_folder(folder, overwrite or resume)
-                saved = resume_point(folder, config, say) if resume else None
-                run = _Run(config, folder, dataset, chosen, saved, interruption, say, tensorboard)
+            with ExitStack() as held:
+                with world.together():
+                    if world.is_first:  # before anything is written; under the lock once more, when it may have changed
+                        check_folder(folder, overwrite or resume)
+                    if tensorboard:
+                        summary_writer()
+                    check_processes(config, world)
+                    chosen = choose_device(device, config.training.use_gpu, world.local_rank)
+                    dataset = load_config_dataset(config, data_dir)
+                    check_optimizer_memory(config, math.prod(dataset.image_shape))
+                    if not (resume and results_in(folder)):
+                        choose_compilation(config, chosen)
+                    if world.is_first:
+                        try:
+                            folder.mkdir(parents=True, exist_ok=True)
+                        except OSError as error:
+                            raise WriteError(folder, error) from error
+                        held.enter_context(locked(folder, say))
+                        check_folder(folder, overwrite or resume)
+                        saved = resume_point(folder, config, say) if resume else None
+                saved = _of_first(saved, world)
+                with world.together():
+                    run = _Run(config, folder, dataset, chosen, saved, interruption, say, tensorboard, world, on_epoch)
                 run.run()
         except Interrupted as stop:
+            if not world.is_first:
+                raise StoppedError("the first process says what was saved") from stop
             saved_in = f"saved in {folder / 'ckpt.h5'}", "goes on"
             done, then = saved_in if run is not None and run.is_saved else ("nothing was saved yet", "starts afresh")
             stop.add_note(f"{done}; the same command with --resume{' for --overwrite' if overwrite else ''} {then}")
             raise
     return folder
+
+
+def _say_nothing(_: str) -> None:
+    pass
+
+
+def _of_first(saved: Checkpoint | None, world: World) -> Checkpoint | None:
+    """The first process's checkpoint, in all."""
+    if world.size == 1:
+        return saved
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "ckpt.h5"
+        if world.is_first and saved is not None:
+            write_checkpoint(path, saved)
+        content = world.spread_bytes(path.read_bytes() if path.exists() else b"")
+        if world.is_first or not content:
+            return saved
+        path.write_bytes(content)
+        return read_checkpoint(path)
 
 
 class _Run:
@@ -179,14 +238,19 @@ class _Run:
         interruption: Interruption,
         say: Callable[[str], None],
         tensorboard: bool,
+        world: World,
+        on_epoch: Callable[[EpochRecord], None] | None,
     ):
         self.config, self.folder, self.dataset, self.saved = config, folder, dataset, saved
-        self.interruption, self.say, self.tensorboard = interruption, say, tensorboard
+        self.interruption, self.say, self.tensorboard, self.world = interruption, say, tensorboard, world
+        self.on_epoch = on_epoch
         self.is_saved = saved is not None
         images = hashlib.sha256()
         for split in (dataset.train, dataset.test):
             images.update(split.numpy().reshape(-1).view(np.uint8).data)
-        self.data_sha256 = np.frombuffer(images.digest(), np.uint8)
+        self.data_sha256 = np.frombuffer(images.digest(), np.uint8).copy()  # which torch may look at too
+        if (world.gather(torch.from_numpy(self.data_sha256)) != torch.from_numpy(self.data_sha256)).any():
+            raise DataError(f"{dataset.name}: the processes have different {dataset.what}")
         before = None if saved is None else bool(saved.training["training/compiled"])
         if saved is not None and (saved.training["training/data_sha256"] != self.data_sha256).any():
             raise DataError(
@@ -210,8 +274,13 @@ class _Run:
         finished = state is not None and is_finished(state, settings)
         # the row of an epoch cut short stands in loss.csv alone: to make it again is to evaluate again
         trains = state is None or not finished or (state.cut_short and not (folder / "loss.csv").exists())
+        trains = bool(self.world.first(trains)[0])
         if self.saved is not None and state is not None:
             self._restore(self.saved, state, trains)
+        if not self.world.is_first:  # whatever is written, the first process writes
+            if trains:
+                self._train(state)
+            return
         # What is there belongs to this run only if it is finished; the end of a training that goes on will differ.
         stale = () if finished else OUTCOMES if self.saved is not None else RUN_FILES
         for name in stale:
@@ -224,7 +293,8 @@ class _Run:
         self.say(
             f"{self.dataset}; "
             f"{sum(p.numel() for p in self.model.parameters())} parameters on "
-            f"{_device_name(self.model.prior.mixture_logits.device)}; writing to {folder}"
+            f"{_device_name(self.model.prior.mixture_logits.device)}"
+            f"{f' in each of {self.world.size} processes' if self.world.size > 1 else ''}; writing to {folder}"
         )
         if {"real_images.h5", "real_images.png"} & set(missing):
             self._save_samples("real_images.h5", self.dataset.shown(settings.num_generated).numpy())
@@ -291,11 +361,12 @@ class _Run:
     def _rehearse(self) -> None:
         """Take the first step of a new run, by which kernels are compiled; whatever it changes is to be restored."""
         throwaway = build_config_optimizer(self.config, self.model)
-        rehearse(self.model, self.objective, throwaway, self.dataset, self.config, self.rng)
+        rehearse(self.model, self.objective, throwaway, self.dataset, self.config, self.rng, self.world)
 
     def _train(self, state: TrainingState | None) -> TrainingState:
         if state is not None:
-            write_losses(self.folder / "loss.csv", state.log)
+            if self.world.is_first:
+                write_losses(self.folder / "loss.csv", state.log)
             self.say(f"going on after {state.epoch} epochs and {state.batches} batches, iteration {state.iteration}")
         elif self.not_compiled is None:
             self.say("kernels are compiled before the training's clock starts, about half a minute the first time")
@@ -306,6 +377,8 @@ class _Run:
         if self.not_compiled is not None:
             self.say(f"kernels not compiled: {self.not_compiled}")
         settings, since = self.config.training, None if state is None else state.epoch
+        if not self.world.is_first:
+            return self._take_steps(Callbacks.none(), state)
 
         with watching(self.folder, self._picture, settings.gen_every, since, tensorboard=self.tensorboard) as watch:
 
@@ -313,6 +386,8 @@ class _Run:
                 self._log(records)
                 is_last = records[-1].epoch == settings.num_epochs or is_out_of_time(records[-1], settings)
                 watch(records, self.optimizer.param_groups[0]["lr"], is_last)
+                if self.on_epoch is not None:
+                    self.on_epoch(records[-1])
 
             callbacks = Callbacks(
                 on_epoch=log,
@@ -320,10 +395,7 @@ class _Run:
                 on_best=lambda state: self._save("best.h5", state),
                 say=self.say,
             )
-            state = train(
-                self.model, self.objective, self.optimizer, self.dataset, self.config, self.rng, callbacks, state,
-                self.interruption,
-            )  # fmt: skip
+            state = self._take_steps(callbacks, state)
         if state.skipped_grid_updates:
             self.say(f"warning: {state.skipped_grid_updates} grid updates of layers were skipped")
         if isinstance(self.optimizer, FunctionOptimizer) and self.optimizer.failures:
@@ -331,6 +403,12 @@ class _Run:
                 f"warning: {self.optimizer.failures} steps found nothing acceptable since the training was started"
             )
         return state
+
+    def _take_steps(self, callbacks: Callbacks, state: TrainingState | None) -> TrainingState:
+        return train(
+            self.model, self.objective, self.optimizer, self.dataset, self.config, self.rng, callbacks, state,
+            self.interruption, self.world,
+        )  # fmt: skip
 
     def _picture(self) -> Image.Image:
         """Samples of the model as it stands, always of the same random numbers."""

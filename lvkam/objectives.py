@@ -53,14 +53,15 @@ from lvkam.annealing import (
 )
 from lvkam.compilation import rows_kept
 from lvkam.model import LVKAM
-from lvkam.sampling import CellTable, Compiler, effective_sample_size, importance_weights, stratified_resample
+from lvkam.sampling import CellTable, Compiler, stratified_resample
+from lvkam.shares import Share
 
 SIZED = 64
 """Images of a batch whose effective sample sizes are averaged where the weights of all are not needed."""
 
 
 class Estimate(NamedTuple):
-    """A loss, and how far its samples can be trusted."""
+    """A loss, and how far its samples can be trusted; of a share, its part of both, which add up over processes."""
 
     loss: Tensor
     """(), differentiable."""
@@ -88,8 +89,8 @@ class _Draws(NamedTuple):
     noise: Tensor | None
     """(S, D) or (B, S, D), of standard deviation 1."""
 
-    def take(self, rows: Tensor) -> _Draws:
-        """Those of some samples only, (R,)."""
+    def take(self, rows: Tensor | slice) -> _Draws:
+        """Those of some samples only, R of them."""
         return _Draws(self.x, self.z[rows], None if self.noise is None else self.noise[rows])
 
     def outputs(self, model: LVKAM) -> Tensor:
@@ -170,13 +171,18 @@ class Objective(ABC):
         """Loss of the images x, (B, D): scalar, in the units of the scaled likelihood."""
         return self.estimate(model, x, rng).loss
 
-    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
-        """The loss with its effective sample size."""
-        return self.freeze(model, x, rng).estimate
+    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator, share: Share | None = None) -> Estimate:
+        """The loss with its effective sample size; of a share, x being its images, this process's part of them."""
+        return self.freeze(model, x, rng, share).estimate
 
     @abstractmethod
-    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Frozen:
+    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator, share: Share | None = None) -> Frozen:
         """The same with the function J of this estimate's draws and weights."""
+
+    def _draw_shared(self, model: LVKAM, x: Tensor, table: CellTable, rng: torch.Generator, share: Share) -> _Draws:
+        """With those of the samples that are the share's, of S that are the same in all processes."""
+        draws = _draw(model, x, model.prior.sample(self.num_samples, rng, table), rng)
+        return draws if share.gather is None else draws.take(share.rows(self.num_samples))
 
     @property
     def _few(self) -> int | None:
@@ -184,16 +190,17 @@ class Objective(ABC):
         count = self.gradient_samples
         return count if count is not None and count < self.num_samples and torch.is_grad_enabled() else None
 
-    def _carried(self, weights: Tensor, rng: torch.Generator) -> _Carried:
+    def _carried(self, weights: Tensor, rng: torch.Generator, share: Share) -> _Carried:
         """The weights with which samples are differentiated, of the weights (B, S) that they have."""
         count, size = self._few, weights.abs()
         if count is None:
             return _Carried(weights * (size > torch.finfo(torch.float32).eps / self.num_samples), None)
-        total = size.sum(1, keepdim=True)
+        total = share.total(size).unsqueeze(1)
         if self.gradient_selection == "top":
-            best = size.topk(count, dim=1)
-            scale = total / best.values.sum(1, keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
-            return _Carried(weights.gather(1, best.indices) * scale, best.indices)
+            best, samples = share.top(size, count)
+            best = best.clamp(min=0)  # those that are not chosen
+            scale = total / share.total(best).unsqueeze(1).clamp(min=torch.finfo(size.dtype).tiny)
+            return _Carried(weights.gather(1, samples).sign() * best * scale, samples)
         uniform = torch.rand(len(weights), count, dtype=torch.float64, generator=rng).to(weights.device)
         drawn = stratified_resample(size, uniform)
         return _Carried(weights.gather(1, drawn).sign() * total / count, drawn)
@@ -206,6 +213,7 @@ class Objective(ABC):
         out: Tensor,
         carried: tuple[_Carried, _Carried],
         size: Tensor,
+        num_images: int,
     ) -> Frozen:
         """The loss -mean_b sum_s (W_bs l_bs + V_bs log p(z)), W and V being constants, most of them zero.
 
@@ -216,19 +224,20 @@ class Objective(ABC):
             out: the generator's outputs at the draws, (S, D) or (B, S, D).
             carried: W and V.
             size: effective sample size, ().
+            num_images: of the whole batch.
         """
-        (on_likelihood, on_prior), z, count = carried, draws.z.flatten(0, -2), len(draws.x)
+        (on_likelihood, on_prior), z, num_samples = carried, draws.z.flatten(0, -2), draws.z.shape[-2]
         shared = draws.z.ndim == 2
-        share = on_prior.totals(self.num_samples) if shared else on_prior.of_all(self.num_samples).flatten()
+        of_prior = on_prior.totals(num_samples) if shared else on_prior.of_all(num_samples).flatten()
         if shared and on_likelihood.samples is not None:
-            rows, weights = on_likelihood.on_rows(self.num_samples)
+            rows, weights = on_likelihood.on_rows(num_samples)
             draws, out = draws.take(rows), out[rows]
         else:
-            weights = on_likelihood.of_all(self.num_samples)
+            weights = on_likelihood.of_all(num_samples)
 
         def loss(out: Tensor, table: CellTable) -> Tensor:
             likelihood = model.weighted_log_likelihood(draws.x, out, weights)
-            return -(likelihood + self._log_prior(model, z, table, share)) / count
+            return -(likelihood + self._log_prior(model, z, table, of_prior)) / num_images
 
         def function() -> Tensor:
             return loss(draws.outputs(model), model.prior.table())
@@ -236,35 +245,37 @@ class Objective(ABC):
         value = loss(out, table)
         return Frozen(Estimate(value, size), value.detach(), function)
 
-    def _log_prior(self, model: LVKAM, z: Tensor, table: CellTable, share: Tensor) -> Tensor:
-        """sum_s share_s log p(z_s), over the samples that have a share: ()."""
+    def _log_prior(self, model: LVKAM, z: Tensor, table: CellTable, weights: Tensor) -> Tensor:
+        """sum_s v_s log p(z_s), over the samples that have a weight: ()."""
         if self.normalization == "contrastive":
             log_prior = model.prior.log_unnormalised(z)
-            return (share * (log_prior - log_prior.mean())).sum()
-        kept = share.nonzero().squeeze(1)
-        return (share[kept] * model.prior.log_prob(z[kept], table)).sum()
+            return (weights * (log_prior - log_prior.mean())).sum()
+        kept = weights.nonzero().squeeze(1)
+        return (weights[kept] * model.prior.log_prob(z[kept], table)).sum()
 
 
 @dataclass(frozen=True)
 class ImportanceSampling(Objective):
     """The reference's "Vanilla" training."""
 
-    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Frozen:
+    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator, share: Share | None = None) -> Frozen:
         """The loss with its effective sample size, and J."""
+        share = share or Share(len(x))
         table = model.prior.table()
-        draws = _draw(model, x, model.prior.sample(self.num_samples, rng, table), rng)
+        draws = self._draw_shared(model, x, table, rng, share)
         out, few = draws.outputs(model), self._few
         # The weights are the posterior's, at which the gradient is evaluated; they are no part of what is
         # differentiated (the identity above).
         logits = model.output_log_likelihood(x, out.detach())
         if few is not None and self.gradient_selection == "top":  # the weights of the others are not needed
-            best = logits.topk(few, dim=1)
-            carried = _Carried(importance_weights(best.values), best.indices)
-            size = effective_sample_size(importance_weights(logits[:SIZED])).mean()
+            best, samples = share.top(logits, few)
+            carried = _Carried(share.importance_weights(best), samples)
+            weights = share.importance_weights(logits[:SIZED])
         else:
-            weights = importance_weights(logits)
-            carried, size = self._carried(weights, rng), effective_sample_size(weights).mean()
-        return self._freeze(model, draws, table, out, (carried, carried), size)
+            weights = share.importance_weights(logits)
+            carried = self._carried(weights, share.images_rng or rng, share)
+        size = share.mean(share.effective_sample_size(weights), len(x))
+        return self._freeze(model, draws, table, out, (carried, carried), size, share.num_images)
 
 
 @dataclass(frozen=True)
@@ -308,31 +319,32 @@ class ThermodynamicIntegration(Objective):
         """(T+1,), float64."""
         return power_schedule(self.num_temps, self.exponent)
 
-    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Frozen:
+    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator, share: Share | None = None) -> Frozen:
         """The loss with the effective sample size at t = 1 (with resampling, the lowest one on the way), and J."""
-        table = model.prior.table()
+        share = share or Share(len(x))
+        table, images_rng = model.prior.table(), share.images_rng or rng
         if self.moves_per_temperature:
-            z, weights, value, size = self._move_particles(model, x, table, rng)
-            draws = _draw(model, x, z, rng)
+            z, weights, value, size = self._move_particles(model, x, table, images_rng)
+            draws = _draw(model, x, z, images_rng)
             out = draws.outputs(model)
         else:
-            draws = _draw(model, x, model.prior.sample(self.num_samples, rng, table), rng)
+            draws = self._draw_shared(model, x, table, rng, share)
             out = draws.outputs(model)
             log_likelihood = model.output_log_likelihood(x, out.detach())
-            weights, value, size = self._weigh(log_likelihood, model.prior.kernel, rng)
+            weights, value, size = self._weigh(log_likelihood, model.prior.kernel, images_rng, share)
         on_likelihood, on_prior = weights
-        carried = self._carried(on_likelihood, rng)
-        share = carried if on_prior is on_likelihood else self._carried(on_prior, rng)
-        frozen = self._freeze(model, draws, table, out, (carried, share), size.mean())
+        carried = self._carried(on_likelihood, images_rng, share)
+        of_prior = carried if on_prior is on_likelihood else self._carried(on_prior, images_rng, share)
+        frozen = self._freeze(model, draws, table, out, (carried, of_prior), share.mean(size), share.num_images)
         if value is None:
             return frozen
         # the weights' sum has the gradient, this is the sum over temperatures itself
         loss = frozen.estimate.loss
-        loss = loss - loss.detach() - value.mean().to(loss)
+        loss = loss - loss.detach() - share.mean(value).to(loss)
         return frozen._replace(estimate=Estimate(loss, frozen.estimate.effective_sample_size))
 
     def _weigh(
-        self, log_likelihood: Tensor, compiler: Compiler, rng: torch.Generator
+        self, log_likelihood: Tensor, compiler: Compiler, rng: torch.Generator, share: Share
     ) -> tuple[tuple[Tensor, Tensor], Tensor | None, Tensor]:
         """W and V of shared samples, (B, S) each; A, if it is another sum than theirs; effective sample sizes."""
         if self.resampler != "none":
@@ -343,13 +355,13 @@ class ThermodynamicIntegration(Objective):
             )  # fmt: skip
             weights = torch.zeros_like(log_likelihood).scatter_add_(1, annealed.state, annealed.weights)
             return (weights, weights), self._value(annealed), annealed.effective_sample_size
-        at_one = importance_weights(log_likelihood)
-        size = effective_sample_size(at_one)
+        at_one = share.importance_weights(log_likelihood)
+        size = share.effective_sample_size(at_one)
         if self.estimator == "trapezoid":
-            weights, value = trapezoid_weights(log_likelihood, self.temperatures, compiler)
+            weights, value = trapezoid_weights(log_likelihood, self.temperatures, compiler, share.gather)
             return (weights, at_one), value, size
         if self.estimator == "steppingstone":  # without resampling its sum is the logarithm of the mean weight
-            return (at_one, at_one), log_likelihood.logsumexp(1) - math.log(self.num_samples), size
+            return (at_one, at_one), share.log_sum(log_likelihood) - math.log(self.num_samples), size
         return telescoped_weights(log_likelihood, self.temperatures, rng), None, size
 
     def _move_particles(

@@ -103,7 +103,7 @@ def write_report(
     figures, problem = _measure(run, test, metrics, data, data_dir, seed, say)
     say(f"{run.name}: looking at what was learnt")
     context = _describe(run, test, figures, run.checkpoint.seed if seed is None else seed)
-    _render(output, "report.html", {**context, "problem": problem, "wanted": metrics})
+    render_page(output, "report.html", {**context, "problem": problem, "wanted": metrics})
     return output
 
 
@@ -150,11 +150,12 @@ def write_comparison(
         "problems": problems,
         "loss": shared_loss_charts([(run, of["style"]) for run, of in zip(runs, shown, strict=True)]),
     }
-    _render(output, "compare.html", context)
+    render_page(output, "compare.html", context)
     return output
 
 
-def _render(output: Path, template: str, context: dict[str, Any]) -> None:
+def render_page(output: Path, template: str, context: dict[str, Any]) -> None:
+    """Write a page of one of the `templates`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lvkam"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )

@@ -20,6 +20,7 @@ FREE_KEYS = ENDS | {
     ("TRAINING", "verbose"),
     ("TRAINING", "use_gpu"),
     ("TRAINING", "compile"),
+    ("TRAINING", "shard"),
     ("TRAINING", "update_grid"),
     ("KAN_LIKELIHOOD", "gating_activation"),
 }

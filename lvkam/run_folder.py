@@ -33,6 +33,9 @@ RUN_FILES = (
 FRAMES, EVENTS = "evolution", "tensorboard"
 """Folders within it, for whoever wants to watch a training."""
 
+JOURNAL = "journal.log"
+"""Of a sweep, in its folder."""
+
 OUTCOMES = ("loss.png", "generated_images.h5", "generated_images.png")
 """What it writes when all is trained."""
 
@@ -51,6 +54,11 @@ def default_folder(config: Config) -> Path:
 def checkpoint_of(path: Path) -> Path:
     """The checkpoint that a path stands for: a run folder's, or the file itself."""
     return path / "ckpt.h5" if path.is_dir() else path
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a path is a sweep's folder."""
+    return (path / JOURNAL).is_file()
 
 
 def results_in(folder: Path) -> list[str]:

@@ -237,7 +237,10 @@ class TrainingConfig(Section):
         "images to bits, each pixel 1 with the probability that is its grey value; static: once, of the same random "
         "numbers whatever the seed; dynamic: training images anew in each batch",
     )
-    shard: Literal["batch", "samples"] = _key("batch", "what several processes divide")
+    shard: Literal["batch", "samples"] = _key(
+        "batch",
+        "what several processes divide: the images of a batch, or the prior's samples; one is as exact as the other",
+    )
     gradient_samples: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | Literal["all"] = _key(
         "all",
         "samples of each image that carry gradient, and make up the training loss; a test loss is always of all",

@@ -6,6 +6,9 @@ Grids adapt at iteration 1 and whenever `period` iterations have passed since; a
 
 The exponent compounds, as in the reference: with its defaults (50, 0.99) updates fall on the iterations 1, 51,
 134, 448, and then hardly ever again.
+
+Several processes take each step together: all draw the same samples of the prior and the same order of images, each
+computes its share of the loss (`lvkam.shares`), gradients are summed over them, and every process takes the same step.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -29,10 +32,12 @@ from lvkam.descent import FunctionOptimizer
 from lvkam.evidence import importance_log_evidence
 from lvkam.interruption import Interrupted, Interruption
 from lvkam.model import LVKAM
-from lvkam.objectives import Frozen, Objective
+from lvkam.objectives import Estimate, Frozen, Objective
 from lvkam.optimizers import rate_factor
+from lvkam.parallel import ALONE, World
 from lvkam.progress import EpochRecord, TrainingState
 from lvkam.sections import TrainingConfig
+from lvkam.shares import Share
 
 LONGEST_PERIOD = 10**9
 """Cap of the grid-update period, which otherwise grows past every number."""
@@ -42,6 +47,7 @@ NLL_SAMPLES = 2048
 
 STREAMS = {
     "initial values": 0, "training": 1, "evaluation": 2, "generation": 3, "features": 4, "quality": 5, "inspection": 6,
+    "images": 7,
 }  # fmt: skip
 """Random streams of a run, independent of one another: evaluating more often changes no training step."""
 
@@ -59,12 +65,18 @@ def next_period(period: int, decay: float, iteration: int) -> int:
     return math.floor(period * (2 - decay) ** iteration)
 
 
+def sample_sizes(first: int, last: int) -> list[int]:
+    """All that `sample_size` comes to, in order."""
+    halvings = (last // first).bit_length() - 1
+    return [last >> k for k in range(halvings, -1, -1)]
+
+
 def sample_size(first: int, last: int, done: float) -> int:
     """How many samples when a share of the training is done: `last`, halved as often as that leaves `first`, at the
     beginning, doubled at equal intervals.
     """
-    halvings = (last // first).bit_length() - 1
-    return last >> (halvings - min(halvings, int(done * (halvings + 1))))
+    sizes = sample_sizes(first, last)
+    return sizes[min(len(sizes) - 1, int(done * len(sizes)))]
 
 
 def is_out_of_time(state: TrainingState | EpochRecord, settings: TrainingConfig) -> bool:
@@ -72,10 +84,27 @@ def is_out_of_time(state: TrainingState | EpochRecord, settings: TrainingConfig)
     return settings.max_seconds is not None and state.seconds >= settings.max_seconds
 
 
+def done_share(record: EpochRecord, settings: TrainingConfig) -> float:
+    """How much of a training is done, in 0..1, when an epoch has been recorded."""
+    return min(1.0, max(record.epoch / settings.num_epochs, record.seconds / (settings.max_seconds or math.inf)))
+
+
 def is_finished(state: TrainingState, settings: TrainingConfig) -> bool:
     """Whether nothing is left to train."""
     recorded = state.batches == 0 or state.cut_short
     return state.epoch >= settings.num_epochs or (is_out_of_time(state, settings) and recorded)
+
+
+class Loss(nn.Module):
+    """A model's loss as a module's forward, where DistributedDataParallel expects it."""
+
+    def __init__(self, model: LVKAM):
+        super().__init__()
+        self.model = model
+
+    def forward(self, objective: Objective, x: Tensor, rng: torch.Generator, share: Share) -> Estimate:
+        """That of images (B, D), or this process's part of it."""
+        return objective.estimate(self.model, x, rng, share)
 
 
 class Callbacks(NamedTuple):
@@ -90,6 +119,11 @@ class Callbacks(NamedTuple):
     say: Callable[[str], None]
     """A line of text for the user."""
 
+    @classmethod
+    def none(cls) -> Callbacks:
+        """Tell nobody."""
+        return cls(*[lambda _: None] * len(cls._fields))
+
 
 def train(
     model: LVKAM,
@@ -101,6 +135,7 @@ def train(
     callbacks: Callbacks,
     state: TrainingState | None = None,
     interruption: Interruption | None = None,
+    world: World = ALONE,
 ) -> TrainingState:
     """Train for `N_epochs`, or until `max_seconds` have passed.
 
@@ -117,20 +152,29 @@ def train(
         callbacks: what is told to whom.
         state: where it stands, if it goes on; model, optimiser and rng as they were then.
         interruption: signals; a step is finished and the state saved before they are obeyed.
+        world: the processes that take the steps together, all of them given the same arguments.
 
     Raises:
         FloatingPointError: a loss, gradient or test figure is not finite; nothing was saved after it arose.
-        Interrupted: by a signal.
+        Interrupted: by a signal, that any of the processes was sent.
+        PeerError: another process is gone.
     """
     interruption = interruption or Interruption()
     state = state or TrainingState(grid_update_period=config.grid_update.frequency)
-    training = _Training(model, objective, optimizer, dataset, config, rng, callbacks, state, interruption)
+    training = _Training(model, objective, optimizer, dataset, config, rng, callbacks, state, interruption, world)
+    training.loss = world.averaging_gradients(training.loss)
     training.run()
     return state
 
 
 def rehearse(
-    model: LVKAM, objective: Objective, optimizer: Optimizer, dataset: Dataset, config: Config, rng: torch.Generator
+    model: LVKAM,
+    objective: Objective,
+    optimizer: Optimizer,
+    dataset: Dataset,
+    config: Config,
+    rng: torch.Generator,
+    world: World = ALONE,
 ) -> None:
     """Begin a training as `train` begins one, so that kernels meet the sizes of an undisturbed run's first steps.
 
@@ -140,8 +184,8 @@ def rehearse(
     rng are those of a new run, and afterwards to be replaced by what was saved.
     """
     state = TrainingState(grid_update_period=config.grid_update.frequency, iteration=1)
-    callbacks = Callbacks(*[lambda _: None] * len(Callbacks._fields))
-    training = _Training(model, objective, optimizer, dataset, config, rng, callbacks, state, Interruption())
+    callbacks = Callbacks.none()
+    training = _Training(model, objective, optimizer, dataset, config, rng, callbacks, state, Interruption(), world)
     training.evaluate()
     batch = training.order()[: config.training.batch_size]
     training.step(batch)
@@ -163,9 +207,12 @@ class _Training:
     callbacks: Callbacks
     state: TrainingState
     interruption: Interruption
+    world: World
 
     def __post_init__(self) -> None:
         self.settings = self.config.training
+        self.loss: nn.Module = Loss(self.model)
+        self._signal_of_any: int | None = None
         device = self.model.prior.mixture_logits.device
         self.images, self.test = self.dataset.train.to(device), self.dataset.test.to(device)
         self.saved_at = time.monotonic()
@@ -180,7 +227,8 @@ class _Training:
         done = min(state.batches * settings.batch_size, len(self.images))
         bar = tqdm(
             total=settings.num_epochs * len(self.images), initial=state.epoch * len(self.images) + done,
-            unit="image", unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True,
+            unit="image", unit_scale=True, disable=not (sys.stderr.isatty() and self.world.is_first),
+            dynamic_ncols=True,
         )  # fmt: skip
         with bar, self.interruption.postponed():
             while state.epoch < settings.num_epochs and not (state.batches == 0 and is_out_of_time(state, settings)):
@@ -205,10 +253,29 @@ class _Training:
         state.stream = self.rng.get_state().numpy()
         if best:
             self.callbacks.on_best(state)
+        self._agree()
         ended = not complete or state.epoch == settings.num_epochs or is_out_of_time(state, settings)
-        if ended or self.interruption.number or state.epoch % settings.checkpoint_every == 0:
+        if ended or self._signal or state.epoch % settings.checkpoint_every == 0:
             self._save()
-        self.interruption.check()
+        self._obey()
+
+    @property
+    def _signal(self) -> int | None:
+        """That this process was sent or, of several, one of them until they last agreed."""
+        return self.interruption.number if self.world.size == 1 else self._signal_of_any
+
+    def _agree(self) -> None:
+        """Have the first process's clock, and whichever process's signal, hold for all."""
+        if self.world.size > 1:
+            own = torch.tensor([self.state.seconds, self.interruption.number or 0], dtype=torch.float64)
+            told = self.world.gather(own)
+            self.state.seconds = float(told[0, 0])
+            self._signal_of_any = int(told[:, 1].max()) or None
+
+    def _obey(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self._signal is not None:
+            raise Interrupted(self._signal)
 
     def _save(self) -> None:
         self.state.stream = self.rng.get_state().numpy()
@@ -230,11 +297,12 @@ class _Training:
             state.loss_sum += loss * len(batch)
             state.sample_size_sum += size * len(batch)
             state.seconds += time.perf_counter() - start
+            self._agree()
             bar.set_postfix(epoch=state.epoch + 1, loss=f"{loss:.3f}", ess=f"{size:.1f}", refresh=False)
             bar.update(len(batch))
-            if self.interruption.number or time.monotonic() - self.saved_at > 60 * settings.checkpoint_minutes:
+            if self._signal or time.monotonic() - self.saved_at > 60 * settings.checkpoint_minutes:
                 self._save()
-            self.interruption.check()
+            self._obey()
         if state.batches < len(batches):
             self.callbacks.say(
                 f"max_seconds = {settings.max_seconds:g} have passed: stopping in epoch {state.epoch + 1}"
@@ -264,8 +332,12 @@ class _Training:
                 self._update_grids()
             if isinstance(optimizer, FunctionOptimizer):  # it needs to know the loss elsewhere too
                 frozen = objective.freeze(self.model, images, self.rng)
-            loss, size = frozen.estimate if frozen else objective.estimate(self.model, images, self.rng)
-            value = loss.item()
+                loss, size = frozen.estimate
+            else:
+                with self.world.talking():
+                    share = Share(len(images), images_rng=self._images_rng())
+                    loss, size = self._part(self.loss, objective, images, self.rng, share)
+            value, effective = self.world.total(loss.item(), float(size))
             if not math.isfinite(value):
                 raise FloatingPointError(f"the loss is {value}")
         except FloatingPointError as error:
@@ -273,7 +345,8 @@ class _Training:
             first = _first_non_finite(self.model, images, objective.num_samples, self.rng)
             raise FloatingPointError(f"{self._where()}: {error}; {first}") from error
         self.optimizer.zero_grad()
-        loss.backward()
+        with self.world.talking():
+            (loss if self.world.size == 1 else self.world.size * loss).backward()  # the gradients' mean is taken
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).item()
         if not math.isfinite(norm):
@@ -288,7 +361,29 @@ class _Training:
             self.callbacks.say(
                 f"iteration {self.state.iteration}: loss {value:.4f}, gradient norm {norm:.4f}{searched}"
             )
-        return value, float(size)
+        return value, effective
+
+    def _images_rng(self) -> torch.Generator | None:
+        """For random numbers of each image's own, of this process in this iteration; the training's if it is alone."""
+        world = self.world
+        index = self.state.iteration * world.size + world.rank
+        return None if world.size == 1 else random_stream(self.settings.seed, "images", index)
+
+    def _part(
+        self,
+        loss: Callable[[Objective, Tensor, torch.Generator, Share], Estimate],
+        objective: Objective,
+        images: Tensor,
+        rng: torch.Generator,
+        share: Share,
+    ) -> Estimate:
+        """This process's part of the loss and effective sample size of a batch, (B, D)."""
+        world = self.world
+        if world.size > 1 and self.settings.shard == "samples":
+            return loss(objective, images, rng, replace(share, rank=world.rank, size=world.size, gather=world.gather))
+        own, is_there = world.part(len(images))
+        part = loss(objective, images[own], rng, share)
+        return part if is_there else Estimate(0 * part.loss, 0 * part.effective_sample_size)
 
     def _set_rate(self) -> None:
         settings = self.config.optimizer
@@ -338,20 +433,25 @@ class _Training:
         return state.iteration == 1 or state.iteration - state.last_grid_update >= state.grid_update_period
 
     def _update_grids(self) -> None:
-        state, settings = self.state, self.config.grid_update
-        said = self.model.update_grids(
-            settings.num_samples, self.rng, prior=settings.update_prior, generator=settings.update_generator
-        )
+        state, settings, said = self.state, self.config.grid_update, {}
+        if self.world.is_first:  # its draws and fits are those of all
+            said = self.model.update_grids(
+                settings.num_samples, self.rng, prior=settings.update_prior, generator=settings.update_generator
+            )
+        stream = self.rng.get_state()
+        self.world.spread([*self.model.state_dict().values(), stream])
+        self.rng.set_state(stream)
         problems = {layer: problem for layer, problem in said.items() if problem is not None}
         for layer, problem in problems.items():
             self.callbacks.say(f"warning: {self._where()}: grid update skipped: {layer}: {problem}")
-        state.skipped_grid_updates += len(problems)
+        skipped, layers = self.world.first(len(problems), len(said))
+        state.skipped_grid_updates += int(skipped)
         if isinstance(self.optimizer, FunctionOptimizer):  # of other coefficients, the loss is another function
             self.optimizer.restart()
         if state.iteration > 1:
             state.grid_update_period = next_period(state.grid_update_period, settings.decay, state.iteration)
         state.last_grid_update = state.iteration
-        state.grid_updated |= len(problems) < len(said)
+        state.grid_updated |= skipped < layers
         if self.settings.verbose:
             self.callbacks.say(
                 f"iteration {state.iteration}: grids updated, next in {state.grid_update_period} iterations"
@@ -369,14 +469,12 @@ class _Training:
         epoch = state.epoch + 1 if state.log else 0
         rng = random_stream(settings.seed, "evaluation", epoch)
         try:
-            with self.interruption.postponed(False):
+            with self.interruption.postponed(self.world.size > 1):  # the others would wait for this process
                 if of_training is None:
-                    first = self.dataset.shown(len(self.test)).to(self.test)
-                    of_training = _mean_estimate(self.model, self.objective, first, settings, rng)
+                    of_training = self._mean_estimate(self.dataset.shown(len(self.test)).to(self.test), rng)
                 train_loss, ess = of_training
-                test_loss, _ = _mean_estimate(self.model, self.objective, self.test, settings, rng)
-                evidence = importance_log_evidence(self.model, self.test, NLL_SAMPLES, rng)
-                nll = self.dataset.log_volume - float(evidence.log_evidence.mean())
+                test_loss, _ = self._mean_estimate(self.test, rng)
+                nll = self.dataset.log_volume - self._mean_log_evidence(rng)
                 if not all(map(math.isfinite, (train_loss, test_loss, nll))):
                     figures = f"the training loss is {train_loss}, the test loss {test_loss}, the test NLL {nll}"
                     raise FloatingPointError(figures)
@@ -390,16 +488,23 @@ class _Training:
             raise FloatingPointError(f"{where}: {error}; {place}") from error
         return EpochRecord(state.seconds, epoch, train_loss, test_loss, state.grid_updated, nll, ess)
 
+    def _mean_estimate(self, images: Tensor, rng: torch.Generator) -> tuple[float, float]:
+        """Loss and effective sample size, the mean over the images, a batch at a time as in training."""
+        sums, images_rng = torch.zeros(2, dtype=torch.float64), self._images_rng()
+        for batch in images.split(self.settings.batch_size):
+            share = Share(len(batch), images_rng=images_rng)
+            part = self._part(Loss(self.model), self.objective, batch, rng, share)
+            sums += len(batch) * torch.tensor([float(value) for value in part], dtype=torch.float64)
+        loss, ess = self.world.total(*(sums / len(images)).tolist())
+        return loss, ess
 
-def _mean_estimate(
-    model: LVKAM, objective: Objective, images: Tensor, settings: TrainingConfig, rng: torch.Generator
-) -> tuple[float, float]:
-    """Loss and effective sample size, the mean over the images, a batch at a time as in training."""
-    sums = torch.zeros(2, dtype=torch.float64)
-    for batch in images.split(settings.batch_size):
-        sums += len(batch) * torch.tensor([float(value) for value in objective.estimate(model, batch, rng)])
-    loss, ess = (sums / len(images)).tolist()
-    return loss, ess
+    def _mean_log_evidence(self, rng: torch.Generator) -> float:
+        """Of the test images."""
+        own, is_there = self.world.part(len(self.test))
+        images = self.test[own]
+        evidence = importance_log_evidence(self.model, images, NLL_SAMPLES, rng).log_evidence
+        (mean,) = self.world.total(float(evidence.mean()) * (is_there * len(images) / len(self.test)))
+        return mean
 
 
 @torch.no_grad()

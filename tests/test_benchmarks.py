@@ -319,7 +319,7 @@ def judged(*records: dict[str, Any]) -> dict[str, tuple[float, str]]:
 def test_targets_are_judged_by_the_median_of_seeds_that_both_models_have() -> None:
     def ours(seed: int, **figures: Any) -> dict[str, Any]:
         drawing = {"VAE": 90.0, "LV-KAM": 30.0, "LV-KAM, compiled": 100.0}
-        return record("LV-KAM", seed, **({"images a second": drawing} | figures))
+        return record("LV-KAM", seed) | {"images a second": drawing} | figures
 
     vae = [record("VAE", seed, nll=nll, coverage=0.7, parameters=12) for seed, nll in ((1, 41.0), (2, 40.3), (3, 40.1))]
     met = judged(*vae, ours(1), ours(2), ours(3), ours(4, nll=90.0))  # the last one has no partner
@@ -348,7 +348,9 @@ def test_a_model_far_above_the_others_is_told_in_the_legend() -> None:
     records = [record("VAE", 1, nll=41.0), record("LV-KAM", 1), record("LEBM", 1, nll=136.0)]
     draw_nll(axes, grouped(records))
     assert axes.get_ylim()[1] < 42
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["VAE", "LV-KAM", "LEBM, above: 136.0"]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["VAE", "LV-KAM", "LEBM, above: 136.0"]
 
 
 def test_medians_are_told_with_their_range() -> None:

@@ -42,6 +42,7 @@ from tests.test_compilation import without_compiler
 PROGRAM = [str(Path(sys.executable).with_name("lvkam"))]
 COMMANDS = [
     "train", "sample", "evaluate", "plot", "report", "info", "check", "data", "fit-features", "experiments",
+    "sweep",
 ]  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LVKAM_DATA_DIR": ""}
 
@@ -402,10 +403,6 @@ BAD_INPUT = {
         "error: c.ini: is not a folder\n",
     ),
     "unknown device": (["train", "c.ini", "--device", "toaster"], "error: --device toaster: no such device here"),
-    "not implemented yet": (
-        ["train", "c.ini", "--set", "TRAINING.shard=samples"],
-        "error: --set: [TRAINING] shard = samples: is not implemented yet\n",
-    ),
     "contradicting ways to resample": (
         [
             "train",

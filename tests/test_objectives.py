@@ -21,6 +21,7 @@ from lvkam.compilation import ROWS
 from lvkam.model import LVKAM
 from lvkam.objectives import SIZED, Estimate, ImportanceSampling, Objective, ThermodynamicIntegration
 from lvkam.prior import MixturePrior
+from lvkam.shares import Share
 from lvkam.univariate import UnivariateFunctions
 from tests.conftest import small_model, small_prior, stream
 
@@ -678,7 +679,7 @@ def signed_weights() -> Tensor:
 def test_selected_signed_weights_keep_their_signs_and_their_size(count: int, how: str) -> None:
     weights = signed_weights()
     objective = thermodynamic(50, gradient_samples=count, gradient_selection=how)
-    carried = objective._carried(weights, stream(40)).of_all(weights.shape[1])
+    carried = objective._carried(weights, stream(40), Share(len(weights))).of_all(weights.shape[1])
     np.testing.assert_allclose(carried.abs().sum(1).numpy(), weights.abs().sum(1).numpy(), rtol=1e-12)
     assert (carried * weights >= 0).all()
     assert ((carried != 0).sum(1) <= count).all()
@@ -699,7 +700,9 @@ def test_resampled_signed_weights_are_unbiased(count: int) -> None:
     """Over 4000 draws each weight's mean is within the bound of a normal, of all 150 together with ALARM."""
     weights, rng = signed_weights(), stream(41)
     objective = thermodynamic(50, gradient_samples=count, gradient_selection="resampled")
-    drawn = torch.stack([objective._carried(weights, rng).of_all(weights.shape[1]) for _ in range(4000)])
+    drawn = torch.stack(
+        [objective._carried(weights, rng, Share(len(weights))).of_all(weights.shape[1]) for _ in range(4000)]
+    )
     often = (drawn != 0).sum(0) > 30  # rare ones are not normal
     assert int(often.sum()) > 10
     score = (drawn.mean(0) - weights)[often] / (drawn.std(0)[often] / 4000**0.5 + 1e-12)
@@ -731,7 +734,7 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
 def test_weights_that_are_all_zero_carry_nothing() -> None:
     """Both terms of the telescoped form may draw one and the same sample."""
     objective = ThermodynamicIntegration(4, num_temps=2, exponent=1.0, estimator="telescoped", gradient_samples=2)
-    carried = objective._carried(torch.zeros(3, 4), stream(50)).of_all(4)
+    carried = objective._carried(torch.zeros(3, 4), stream(50), Share(3)).of_all(4)
     assert torch.equal(carried, torch.zeros(3, 4))
 
 

@@ -35,6 +35,7 @@ from lvkam.objectives import Estimate, Frozen, ImportanceSampling, Objective
 from lvkam.optimizers import SEARCHING, rate_factor
 from lvkam.prior import MixturePrior
 from lvkam.progress import EpochRecord, TrainingState
+from lvkam.shares import Share
 from lvkam.training import (
     LONGEST_PERIOD,
     Callbacks,
@@ -110,8 +111,8 @@ class Recording(ImportanceSampling):
     seen: list[list[Any]]
     column: int | slice = 0
 
-    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
-        estimate = super().estimate(model, x, rng)
+    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator, share: Share | None = None) -> Estimate:
+        estimate = super().estimate(model, x, rng, share)
         if torch.is_grad_enabled():
             self.seen.append(x[:, self.column].tolist())
         return estimate
@@ -275,8 +276,8 @@ def test_figures_that_are_not_finite_stop_before_they_are_saved() -> None:
 class Poisoned(ImportanceSampling):
     """A finite loss whose gradient is not, as the square root of zero has it."""
 
-    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
-        estimate = super().estimate(model, x, rng)
+    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator, share: Share | None = None) -> Estimate:
+        estimate = super().estimate(model, x, rng, share)
         return estimate._replace(loss=estimate.loss + (model.prior.mixture_logits * 0).sum().sqrt())
 
 
@@ -353,8 +354,8 @@ def test_energies_outputs_and_likelihoods_that_are_not_finite_are_named() -> Non
 class Undefined(ImportanceSampling):
     """A loss that is not finite where all else is, in training only."""
 
-    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
-        estimate = super().estimate(model, x, rng)
+    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator, share: Share | None = None) -> Estimate:
+        estimate = super().estimate(model, x, rng, share)
         return estimate._replace(loss=estimate.loss * math.inf) if torch.is_grad_enabled() else estimate
 
 
@@ -753,8 +754,8 @@ def test_memory_starts_afresh_when_grids_move() -> None:
 class Deceiving(ImportanceSampling):
     """A function without the loss's gradient, from the fourth call on: nothing can be found along it."""
 
-    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Frozen:
-        frozen = super().freeze(model, x, rng)
+    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator, share: Share | None = None) -> Frozen:
+        frozen = super().freeze(model, x, rng, share)
         object.__setattr__(self, "calls", getattr(self, "calls", 0) + torch.is_grad_enabled())
         if getattr(self, "calls", 0) < 4:
             return frozen
@@ -782,8 +783,8 @@ def test_a_search_that_fails_is_told_once() -> None:
 class Unbounded(ImportanceSampling):
     """A function whose second derivatives are not finite."""
 
-    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Frozen:
-        frozen = super().freeze(model, x, rng)
+    def freeze(self, model: LVKAM, x: Tensor, rng: torch.Generator, share: Share | None = None) -> Frozen:
+        frozen = super().freeze(model, x, rng, share)
         logits = model.prior.mixture_logits
         return frozen._replace(function=lambda: frozen.function() + (logits - logits.detach()).abs().pow(1.5).sum())
 
@@ -839,12 +840,12 @@ class Signalling(ImportanceSampling):
     in_training: bool
     left: list[int]
 
-    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator) -> Estimate:
+    def estimate(self, model: LVKAM, x: Tensor, rng: torch.Generator, share: Share | None = None) -> Estimate:
         if torch.is_grad_enabled() == self.in_training:
             self.left[0] -= 1
             if self.left[0] == 0:
                 signal.raise_signal(signal.SIGTERM)
-        return super().estimate(model, x, rng)
+        return super().estimate(model, x, rng, share)
 
 
 def signalling(in_training: bool, count: int) -> Signalling:
