@@ -30,8 +30,8 @@ this share of the mean gap, however often an input repeats."""
 MIN_SPAN, MIN_GAP = 1e-3, 1e-6
 """Smallest width of an adaptive grid and of its narrowest gap, relative to max(1, |x|): several float32 steps."""
 
-EVEN = 3
-"""Knots whose gaps differ by no more roundings of the largest knot are equally spaced."""
+EVEN = 2e-6
+"""Knots whose gaps differ by less, relative to the mean gap, are equally spaced: B-splines change by as little."""
 
 FIT_RCOND = 1e-6
 """Singular values of a design matrix under this share of the largest count as zero: what the points do
@@ -169,8 +169,7 @@ class Knots(NamedTuple):
 def prepare_knots(grid: Tensor, degree: int) -> Knots:
     """Extended grids, (I, M), prepared."""
     spacing = (grid[:, -1:] - grid[:, :1]) / (grid.shape[1] - 1)
-    rounding = torch.finfo(grid.dtype).eps * grid.abs().amax(dim=1, keepdim=True)
-    uneven = (grid.diff(dim=1) - spacing).abs() > EVEN * rounding
+    uneven = (grid.diff(dim=1) - spacing).abs() > EVEN * spacing
     is_even = degree >= 2 and not uneven.any()
     grid = torch.cat((grid, grid[:, -1:] + spacing), dim=1)
     spans = tuple(1 / (grid[:, d:] - grid[:, :-d]) for d in range(1, degree + 1))

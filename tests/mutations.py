@@ -271,7 +271,7 @@ FAULTS = (
         "lvkam/training.py",
         "(loss if self.world.size == 1 else self.world.size * loss).backward()",
         "loss.backward()",
-        ("tests/test_parallel.py::test_two_processes_have_the_gradients_of_one",),
+        ("tests/test_parallel.py::test_two_processes_train_as_one",),
     ),
 )
 

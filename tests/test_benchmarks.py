@@ -366,7 +366,7 @@ def test_medians_are_told_with_their_range() -> None:
         (("--seconds", "15,15"), "names one twice"),
         (("--seeds", "-1"), "must be from 0 to"),
         (("--datasets", "MNIST,SVHN"), "SVHN: must be out of MNIST, FMNIST"),
-        (("--models", "VAE,GAN"), "GAN: must be out of VAE, LV-KAM, LEBM"),
+        (("--models", "VAE,GAN"), "GAN: must be out of VAE, LV-KAM, LEBM, VAE-bf16"),
         (("--preset", "MNIST"), "must be NAME=FILE.ini"),
         (("--preset", "MNIST=missing.ini"), "missing.ini"),
         (("--set", "TRAINING.nothing=1", "--preset", "MNIST=nist_config.ini"), "nothing"),

@@ -489,7 +489,9 @@ def test_too_little_memory_is_one_message(folder: Path, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("failed: out of memory; ")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_saves_and_ends_with_its_status(number: int, status: int, folder: Path, tmp_path: Path) -> None:
     # so long a run would compile its kernels first
     overrides = settings("TRAINING.N_epochs=100000", "TRAINING.compile=false")

@@ -534,7 +534,7 @@ def test_the_step_that_compiles_leaves_no_trace(
         with torch.no_grad():
             for tensor in model.state_dict().values():
                 tensor.add_(1.0)
-        torch.rand(3, generator=arguments[-1])
+        torch.rand(3, generator=arguments[4])
 
     monkeypatch.setattr("lvkam.experiment.rehearse", spoil)
     again = told_run(tmp_path / "run", "TRAINING.compile=true")

@@ -154,6 +154,7 @@ def test_a_cell_that_fails_is_told_and_stops_no_other(tmp_path: Path) -> None:
     assert "failed: failed" in as_markdown(rows)
 
 
+@pytest.mark.slow
 def test_the_command_stops_at_a_signal_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "x.ini").write_text("", encoding="utf-8")
     settings = [

@@ -174,7 +174,7 @@ def test_the_keys_that_may_differ_are_these() -> None:
     keys = {f"{section}.{key}" for section, key in FREE_KEYS}
     prolonging = {"TRAINING.N_epochs", "TRAINING.max_seconds"}
     surroundings = {f"TRAINING.{key}" for key in ("checkpoint_every", "checkpoint_minutes", "gen_every", "verbose")}
-    machine = {"TRAINING.use_gpu", "TRAINING.compile"}
+    machine = {"TRAINING.use_gpu", "TRAINING.compile", "TRAINING.shard"}
     without_effect = {"TRAINING.update_grid", "KAN_LIKELIHOOD.gating_activation"}
     assert keys == prolonging | surroundings | machine | without_effect
 

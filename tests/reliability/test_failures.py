@@ -208,6 +208,7 @@ def begun(folder: Path) -> bytes:
     return (folder / "run" / "ckpt.h5").read_bytes()
 
 
+@pytest.mark.slow
 def test_files_that_may_not_grow(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     before = begun(folder := tmp_path / "user")
     told = one_message(limited(train_command("--resume"), folder, len(before) // 2))
@@ -238,6 +239,7 @@ def fill(disk: Path, left: int) -> None:
     (disk / "junk").write_bytes(bytes(max(0, status.f_bavail * status.f_frsize - left)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [0, 4096, 40960, 100000] if SOAK else [40960])
 def test_a_disk_that_is_full(left: int, small_disk: Path, undisturbed: dict[str, str]) -> None:
     before = begun(folder := small_disk / "user")
@@ -268,6 +270,7 @@ def test_a_disk_that_fills_while_training(small_disk: Path) -> None:
     report("disks that filled while training", 1)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_read_only(small_disk: Path) -> None:
     before = begun(folder := small_disk / "user")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -295,6 +298,7 @@ def test_a_folder_that_vanishes(line: str, tmp_path: Path) -> None:
     report("vanished folders told", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--resume",)][: scaled(1, 2)])
 @pytest.mark.parametrize("delay", [0.0, 0.3] * 5 if SOAK else [0.0])
 def test_two_trainings_race_for_a_folder(

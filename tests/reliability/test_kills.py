@@ -154,6 +154,7 @@ def test_signalled_at_any_moment(chain: int, tmp_path: Path, undisturbed: dict[s
     report("runs resumed to the end, equal to the undisturbed one", runs.finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "number"),
     [
@@ -214,6 +215,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "number"),
     [(phase, n) for i, phase in enumerate(PHASES) for n in (NUMBERS if SOAK else NUMBERS[i % 2 :][:1])],
