@@ -173,7 +173,7 @@ def joined() -> Iterator[World]:
         # what processes of an earlier start have left in torchrun's store would lead to where nobody listens any more
         store = PrefixStore(f"start {world.restarts}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-    try:
-        yield world
-    finally:
-        dist.destroy_process_group()
+    yield world
+    # Only when all has gone well, and all are here: closing connections to one that has left can abort the process.
+    world.gather(torch.zeros(1))
+    dist.destroy_process_group()
