@@ -9,7 +9,7 @@ import click
 from lvkam.errors import FailureError
 from lvkam.interruption import Interruption
 
-from .options import CommaList, config_argument, data_dir_option, device_option, read_config, set_option
+from .options import CommaList, config_argument, data_dir_option, device_option, jobs_option, read_config, set_option
 
 
 @click.command("experiments")
@@ -25,8 +25,7 @@ from .options import CommaList, config_argument, data_dir_option, device_option,
               help="Numbers of temperatures; 0: importance sampling.")  # fmt: skip
 @click.option("--seeds", type=CommaList(click.IntRange(0, 2**63 - 1), "LIST"), show_default="the file's",
               help="Seeds.")  # fmt: skip
-@click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True,
-              help="Cells at a time; the threads are divided among them.")  # fmt: skip
+@jobs_option
 @click.option("--num-images", type=click.IntRange(1), default=1000, show_default=True,
               help="Test images to evaluate each model with.")  # fmt: skip
 @click.option("--num-samples", type=click.IntRange(2), default=20000, show_default=True,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import sys
 import warnings
 from importlib.metadata import version
@@ -76,6 +77,12 @@ def main() -> None:
         click.echo(stop, err=True)
         status = stop.exit_status
     interruption.ignore()
+    if status and "WORLD_SIZE" in os.environ:
+        # Of several processes one that ends in disorder is at once over: torch's threads, which still hold connections
+        # to others that have left, can abort an ordinary end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

@@ -85,6 +85,10 @@ data_option = click.option(
 device_option = click.option(
     "--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; default: a GPU if use_gpu and there is one."
 )
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(1, 1024), default=1, show_default=True,
+    help="How many run at a time; the threads are divided among them.",
+)  # fmt: skip
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 output_folder_option = click.option(
     "--output", type=click.Path(path_type=Path), help="Run folder; default logs/METHOD/PRIOR/DATASET_SEED."

@@ -9,7 +9,7 @@ import click
 
 from lvkam.interruption import Interruption
 
-from .options import config_argument, data_dir_option, device_option, needs, read_config, set_option
+from .options import config_argument, data_dir_option, device_option, jobs_option, needs, read_config, set_option
 
 
 @click.command("sweep")
@@ -18,8 +18,7 @@ from .options import config_argument, data_dir_option, device_option, needs, rea
 @set_option
 @click.option("--trials", type=click.IntRange(1, 10**6), default=20, show_default=True,
               help="How many in all, those of earlier and other processes counted in.")  # fmt: skip
-@click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True,
-              help="Trials at a time; the threads are divided among them.")  # fmt: skip
+@jobs_option
 @click.option("--output", type=click.Path(path_type=Path), default=Path("sweep"), show_default=True,
               help="Folder for the trials, a run folder each, and for their tables.")  # fmt: skip
 @device_option

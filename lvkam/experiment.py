@@ -8,8 +8,8 @@ import importlib.metadata
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -185,12 +185,7 @@ def run_experiment(
                     if not (resume and results_in(folder)):
                         choose_compilation(config, chosen)
                     if world.is_first:
-                        try:
-                            folder.mkdir(parents=True, exist_ok=True)
-                        except OSError as error:
-                            raise WriteError(folder, error) from error
-                        held.enter_context(locked(folder, say))
-                        check_folder(folder, overwrite or resume)
+                        held.enter_context(_claimed(folder, overwrite or resume, say))
                         saved = resume_point(folder, config, say) if resume else None
                 saved = _of_first(saved, world)
                 with world.together():
@@ -208,6 +203,18 @@ def run_experiment(
 
 def _say_nothing(_: str) -> None:
     pass
+
+
+@contextmanager
+def _claimed(folder: Path, may_hold_results: bool, say: Callable[[str], None]) -> Iterator[None]:
+    """Context in which a folder is there, this process's alone, and holds no results unless it may."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(folder, error) from error
+    with locked(folder, say):
+        check_folder(folder, may_hold_results)
+        yield
 
 
 def _of_first(saved: Checkpoint | None, world: World) -> Checkpoint | None:

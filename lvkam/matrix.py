@@ -6,7 +6,6 @@ again, so that the whole can be stopped at any time.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import itertools
 import json
@@ -35,7 +34,7 @@ from lvkam.run_folder import RUN_FILES, OutputError
 from lvkam.sections import write_value
 from lvkam.sources import is_path
 from lvkam.training import is_finished
-from lvkam.writing import write_atomically
+from lvkam.writing import write_atomically, write_table
 
 SUMMARY = ("summary.csv", "summary.md", "summary.png")
 
@@ -247,13 +246,7 @@ def _evaluated(cell: Cell, num_images: int, num_samples: int, data_dir: Path | N
 
 
 def _write_summary(cells: Sequence[Cell], rows: Sequence[dict[str, str]], output: Path) -> None:
-    with (
-        write_atomically(output / "summary.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(output / "summary.csv", COLUMNS, rows)
     with write_atomically(output / "summary.md") as temporary:
         temporary.write_text(as_markdown(rows), encoding="utf-8")
     panels = []

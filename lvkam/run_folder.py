@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import socket
 import tempfile
@@ -22,7 +21,7 @@ from lvkam.hdf5 import write_hdf5
 from lvkam.plots import drawn, image_grid, pair_plot
 from lvkam.progress import EpochRecord
 from lvkam.standardisation import Standardisation
-from lvkam.writing import WriteError, remove_parts, write_atomically
+from lvkam.writing import WriteError, remove_parts, write_atomically, write_table
 
 RUN_FILES = (
     "config.ini", "loss.csv", "loss.png", "ckpt.h5", "best.h5",
@@ -185,10 +184,7 @@ def write_losses(path: Path, records: Iterable[EpochRecord]) -> None:
         WriteError: it could not be written; what was there before is intact.
     """
     rows = [record.as_row() for record in records]
-    with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(path, list(rows[0]), rows)
 
 
 def save_samples(

@@ -31,7 +31,7 @@ from lvkam.progress import EpochRecord
 from lvkam.run_folder import JOURNAL, OutputError
 from lvkam.space import Dimension, Range
 from lvkam.training import done_share
-from lvkam.writing import write_atomically
+from lvkam.writing import write_atomically, write_table
 
 TABLE, BEST = "trials.csv", "best.ini"
 STUDY = "lvkam"
@@ -230,8 +230,9 @@ class _Worker:
             config = parse_config(self.config.to_ini(), self.config.source, settings)
             reported = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
             watch = _Watch(trial, config, self.interruption, max(reported, default=0))
+            run = trial_folder(self.folder, trial.number)
             run_experiment(
-                config, run_folder(self.folder, trial.number), resume=True, device=self.device, data_dir=self.data_dir,
+                config, run, resume=True, device=self.device, data_dir=self.data_dir,
                 say=self._tell_warnings, interruption=self.interruption, on_epoch=watch,
             )  # fmt: skip
         except Interrupted:
@@ -248,7 +249,7 @@ class _Worker:
             self.say(line)
 
     def _finish(self, trial: Trial, state: TrialState, problem: str) -> None:
-        nll = _last_row(run_folder(self.folder, trial.number)).get("Test NLL", "")
+        nll = _last_row(trial_folder(self.folder, trial.number)).get("Test NLL", "")
         if problem:
             trial.set_user_attr("problem", problem)
         with locked(self.folder):
@@ -289,7 +290,7 @@ def _suggest(trial: Trial, dimension: Dimension) -> float | str:
     return trial.suggest_float(dimension.name, domain.low, domain.high, log=domain.is_log)
 
 
-def run_folder(folder: Path, number: int) -> Path:
+def trial_folder(folder: Path, number: int) -> Path:
     """Of a trial."""
     return folder / "trials" / f"{number:04d}"
 
@@ -303,26 +304,28 @@ def _last_row(run: Path) -> dict[str, str]:
         return (list(csv.DictReader(file)) or [{}])[-1]
 
 
-def write_summary(folder: Path, study: optuna.Study) -> Best | None:
-    """The trials as a table, and the configuration of the best one, which is returned; None if there is none."""
+def table_of(folder: Path, study: optuna.Study) -> list[dict[str, str]]:
+    """A row for each trial, all with the same columns."""
     trials = study.get_trials(deepcopy=False)
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    rows = [_row(folder, trial, names) for trial in trials]
-    with write_atomically(folder / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, (*COLUMNS, *names), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    if all(trial.state != TrialState.COMPLETE for trial in trials):
+    return [_row(folder, trial, names) for trial in trials]
+
+
+def write_summary(folder: Path, study: optuna.Study) -> Best | None:
+    """The trials as a table, and the configuration of the best one, which is returned; None if there is none."""
+    rows = table_of(folder, study)
+    write_table(folder / TABLE, list(rows[0]) if rows else COLUMNS, rows)
+    if all(row["State"] != STATES[TrialState.COMPLETE] for row in rows):
         return None
     best = study.best_trial
-    text = (run_folder(folder, best.number) / "config.ini").read_text(encoding="utf-8")
+    text = (trial_folder(folder, best.number) / "config.ini").read_text(encoding="utf-8")
     with write_atomically(folder / BEST) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Best(best.number, float(best.values[0]), dict(best.params), folder / BEST)
 
 
 def _row(folder: Path, trial: FrozenTrial, names: Sequence[str]) -> dict[str, str]:
-    run = run_folder(folder, trial.number)
+    run = trial_folder(folder, trial.number)
     last = _last_row(run)
     row = {
         "Trial": str(trial.number), "State": STATES[trial.state], "Test NLL": last.get("Test NLL", ""),

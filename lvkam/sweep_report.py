@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from lvkam.experiment import tell
 from lvkam.plots import drawn
 from lvkam.report import render_page
 from lvkam.run_folder import check_files
-from lvkam.sweep import BEST, TABLE, journal_of, load_study, locked, run_folder, write_summary
+from lvkam.sweep import BEST, journal_of, load_study, locked, table_of, trial_folder, write_summary
 
 PLOTS: dict[str, tuple[Callable[[optuna.Study], Any], str]] = {
     "Course of the search": (pictures.plot_optimization_history, "test NLL of each trial, and the lowest so far"),
@@ -62,9 +61,7 @@ def write_sweep_report(
         best = write_summary(folder, study)
     if best is None:
         raise SweepError(f"{folder}: no trial has come to its end yet")
-    with (folder / TABLE).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    rows.sort(key=lambda row: (row["State"] != "done", float(row["Test NLL"] or "inf")))
+    rows = sorted(table_of(folder, study), key=lambda row: (row["State"] != "done", float(row["Test NLL"] or "inf")))
     context = {
         "title": folder.absolute().name,
         "best": best,
@@ -73,7 +70,7 @@ def write_sweep_report(
         "counts": {
             state: sum(row["State"] == state for row in rows) for state in dict.fromkeys(r["State"] for r in rows)
         },
-        "samples": data_uri(Image.open(run_folder(folder, best.number) / "generated_images.png")),
+        "samples": data_uri(Image.open(trial_folder(folder, best.number) / "generated_images.png")),
         "plots": [(title, *drawn_plot) for title in PLOTS if (drawn_plot := _plot(study, title, say))],
         "config": (folder / BEST).read_text(encoding="utf-8"),
     }

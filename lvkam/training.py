@@ -334,9 +334,8 @@ class _Training:
                 frozen = objective.freeze(self.model, images, self.rng)
                 loss, size = frozen.estimate
             else:
-                with self.world.talking():
-                    share = Share(len(images), images_rng=self._images_rng())
-                    loss, size = self._part(self.loss, objective, images, self.rng, share)
+                share = Share(len(images), images_rng=self._images_rng())
+                loss, size = self._part(objective, images, self.rng, share)
             value, effective = self.world.total(loss.item(), float(size))
             if not math.isfinite(value):
                 raise FloatingPointError(f"the loss is {value}")
@@ -369,20 +368,14 @@ class _Training:
         index = self.state.iteration * world.size + world.rank
         return None if world.size == 1 else random_stream(self.settings.seed, "images", index)
 
-    def _part(
-        self,
-        loss: Callable[[Objective, Tensor, torch.Generator, Share], Estimate],
-        objective: Objective,
-        images: Tensor,
-        rng: torch.Generator,
-        share: Share,
-    ) -> Estimate:
+    def _part(self, objective: Objective, images: Tensor, rng: torch.Generator, share: Share) -> Estimate:
         """This process's part of the loss and effective sample size of a batch, (B, D)."""
-        world = self.world
+        world, (own, is_there) = self.world, self.world.part(len(images))
         if world.size > 1 and self.settings.shard == "samples":
-            return loss(objective, images, rng, replace(share, rank=world.rank, size=world.size, gather=world.gather))
-        own, is_there = world.part(len(images))
-        part = loss(objective, images[own], rng, share)
+            share = replace(share, rank=world.rank, size=world.size, gather=world.gather)
+            own, is_there = slice(None), True
+        with world.talking():
+            part = self.loss(objective, images[own], rng, share)
         return part if is_there else Estimate(0 * part.loss, 0 * part.effective_sample_size)
 
     def _set_rate(self) -> None:
@@ -493,7 +486,7 @@ class _Training:
         sums, images_rng = torch.zeros(2, dtype=torch.float64), self._images_rng()
         for batch in images.split(self.settings.batch_size):
             share = Share(len(batch), images_rng=images_rng)
-            part = self._part(Loss(self.model), self.objective, batch, rng, share)
+            part = self._part(self.objective, batch, rng, share)
             sums += len(batch) * torch.tensor([float(value) for value in part], dtype=torch.float64)
         loss, ess = self.world.total(*(sums / len(images)).tolist())
         return loss, ess

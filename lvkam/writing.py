@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def write_atomically(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         raise WriteError(path, error) from error
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
+    """Write a CSV file with a header; raises WriteError."""
+    with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _sync(path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lvkam.config import Config, ConfigError
+from lvkam.config import Config, ConfigError, load_config
 from lvkam.space import Choices, Dimension, Range, read_space
+from tests.conftest import REPOSITORY
 
 
 def space(tmp_path: Path, text: str) -> list[Dimension]:
@@ -89,3 +90,9 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         read_space(tmp_path / "none.ini", Config())
+
+
+@pytest.mark.parametrize("name", ["nist_config.ini", "config/mnist_quality.ini"])
+def test_the_repositorys_space_fits_the_configurations_that_it_names(name: str) -> None:
+    found = read_space(REPOSITORY / "config" / "mnist_space.ini", load_config(REPOSITORY / name))
+    assert [dimension.name for dimension in found][-1] == "TOGETHER.size"

@@ -219,22 +219,26 @@ def command(tmp_path: Path, *more: str) -> list[str]:
             str(tmp_path / "space.ini"), *options]  # fmt: skip
 
 
+def rows_of(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
 def test_two_processes_share_the_trials_and_one_that_dies_loses_none(tmp_path: Path) -> None:
     (tmp_path / "space.ini").write_text(SPACE)
     journal = tmp_path / "sweep" / "journal.log"
-    job = subprocess.Popen(
-        command(tmp_path, "--trials", "6", "--jobs", "2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    more = ("--trials", "6", "--jobs", "2", "--set", "TRAINING.N_epochs=16")  # longer than it takes to kill one
+    job = subprocess.Popen(command(tmp_path, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
-    killed = False
-    while not killed:
+    begun = None
+    while begun is None:
         assert job.poll() is None
         assert time.monotonic() < end
-        time.sleep(0.2)
-        if (tmp_path / "sweep" / "trials.csv").exists() and len(table(tmp_path / "sweep")) >= 2 and journal.exists():
-            children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-            os.kill(int(children[0]), signal.SIGKILL)
-            killed = True
+        time.sleep(0.02)
+        done = (tmp_path / "sweep" / "trials.csv").exists() and journal.exists()
+        trials = (tmp_path / "sweep" / "trials").glob("*/.owner") if done else ()
+        # one of which some epochs are done
+        begun = next((owner for owner in trials if 3 < rows_of(owner.with_name("loss.csv")) < 10), None)
+    os.kill(int(begun.read_text().split()[1]), signal.SIGKILL)
     out, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
     assert out == f"{tmp_path / 'sweep' / 'best.ini'}\n"
