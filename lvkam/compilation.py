@@ -19,7 +19,7 @@ silent return to slow code."""
 ROWS = 128
 """Rows of matrices come in multiples of it, where some can be left out."""
 
-_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
+_INLINED: dict[str, str | int | bool | Callable[..., Any]] = {
     # intermediate results are computed where they are needed, however often, rather than written to memory
     "realize_opcount_threshold": 1000,
     "realize_reads_threshold": 1000,
@@ -27,10 +27,16 @@ _OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
 
 
 @functools.cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel, compiled when first called, for sizes that may vary from call to call."""
+def compiled(function: Callable[..., Any], inline: bool = True) -> Callable[..., Any]:
+    """The kernel, compiled when first called, for sizes that may vary from call to call.
+
+    Args:
+        function: what the kernel computes.
+        inline: not for a long chain of steps, each of which needs the last one more than once: the compiler would
+            take time exponential in their number.
+    """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
-    return torch.compile(function, dynamic=True, fullgraph=True, options=_OPTIONS)
+    return torch.compile(function, dynamic=True, fullgraph=True, options=_INLINED if inline else None)
 
 
 def fix_last_size(*tensors: torch.Tensor) -> None:

@@ -66,7 +66,9 @@ def prior_densities(prior: MixturePrior) -> PriorDensities:
     nodes, log_density = _refined(table.nodes.double(), parts), _refined(table.log_density.double(), parts)
     weights = prior.log_weights().double()
     components = torch.exp(log_density + (weights - table.log_normaliser.double()).unsqueeze(-1))
-    cells = tabulate(nodes, log_density).cell_mass.cumsum(-1)  # (Q, P, n-1)
+    in_block = tabulate(nodes, log_density).cell_cdf
+    of_block = in_block[..., -1:]
+    cells = (in_block + of_block.cumsum(-2) - of_block).flatten(-2)  # (Q, P, n-1)
     cdf = (weights.exp().unsqueeze(-1) * cells / cells[..., -1:]).sum(1)
     cdf = torch.cat((torch.zeros_like(cdf[:, :1]), cdf / cdf[:, -1:]), 1)
     reference = prior.reference.log_prob(nodes).exp()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,8 +27,6 @@ from torch.utils.checkpoint import checkpoint
 from lvkam.sampling import (
     BLOCK,
     CellTable,
-    as_written,
-    choose_components,
     component_means,
     inverse_transform,
     log_integral,
@@ -79,9 +78,6 @@ MAX_WIDENINGS = 12
 
 CHUNK = 2**23
 """Energies computed at a time, N Q P of them, to bound the memory."""
-
-DRAWING_CHUNK = 2**21
-"""Numbers that a chunk of draws is searched among, which stay in the processor's cache."""
 
 
 def _mixture_log_density(energies: Tensor, log_weights: Tensor, log_reference: Tensor) -> Tensor:
@@ -239,16 +235,9 @@ class MixturePrior(nn.Module):
         self, num_draws: int, width: int, coordinates: Tensor | None, rng: torch.Generator, table: CellTable
     ) -> Tensor:
         """Values of m coordinates, all of them if None: (N, m)."""
-        uniform = torch.rand(2, num_draws, width, dtype=torch.float64, generator=rng).to(self.mixture_logits.device)
-        weights, compiler = self.log_weights().exp(), self.kernel if num_draws > 1 else as_written
-        rows = max(1, DRAWING_CHUNK // (width * max(self.num_components, BLOCK, table.block_cdf.shape[-1])))
-        chunks = []
-        for start in range(0, num_draws, rows):
-            for_component, for_place = uniform[:, start : start + rows]
-            q = None if coordinates is None else coordinates[start : start + rows]
-            component = choose_components(weights, for_component, compiler, q)
-            chunks.append(inverse_transform(table, component, for_place, compiler, q))
-        return torch.cat(chunks)
+        uniform = torch.rand(num_draws, width, dtype=torch.float64, generator=rng).to(self.mixture_logits.device)
+        weights, compiler = self.log_weights().exp(), partial(self.kernel, num_points=num_draws, inline=False)
+        return inverse_transform(table, weights, uniform, compiler, coordinates)
 
     @property
     def kernel(self) -> Callable[..., Callable[..., Any]]:

@@ -21,12 +21,10 @@ _LAST_UNIFORM = 1 - 2.0**-32
 """Uniform numbers stop here: the next row of a table begins at 1."""
 
 BLOCK = 16
-"""Cells whose masses are summed in a table; a draw finds its block there, and then its cell."""
+"""Cells whose masses are summed in a table; a draw finds its block, and then its cell there."""
 
 _GENTLE = {torch.float32: 0.5, torch.float64: 0.05}
 """Where |s| is below, a series stands in for the closed form, which divides a small difference by s."""
-
-_ALMOST_ONE = 1 - 2.0**-53
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 """What makes the function that runs of the one that is written."""
@@ -46,13 +44,13 @@ class CellTable(NamedTuple):
     """(Q, P, n), not normalised."""
     log_normaliser: Tensor
     """log of the integral, (Q, P)."""
-    cell_mass: Tensor
-    """Of each cell, up to a factor for each density, (Q, P, C)."""
+    cell_cdf: Tensor
+    """Mass of each block's cells up to each of them, up to a factor for each density: (Q, P, C/BLOCK, BLOCK)."""
     node_mass: Tensor
     """Derivative of the integral with respect to `log_density`, but at the end nodes, where it is zero, up to a
     factor for each density: (Q, P, n-2)."""
-    block_cdf: Tensor
-    """Where blocks of cells end, (Q, P, C/BLOCK), float64, increasing to 1."""
+    block_mass: Tensor
+    """Of each block of cells, the whole density's being 1: (Q, P, C/BLOCK), float64."""
 
 
 def repeat_ends(nodes: Tensor) -> Tensor:
@@ -72,10 +70,10 @@ def tabulate(nodes: Tensor, log_density: Tensor, compiler: Compiler = as_written
     """
     log_density = log_density.detach()
     peak, cell_mass, node_mass, block_mass = compiler(_integrate)(nodes, log_density)
-    block_cdf = block_mass.cumsum(-1, dtype=torch.float64)
-    total = block_cdf[..., -1:].clone()
+    total = block_mass.sum(-1, keepdim=True, dtype=torch.float64)
     log_normaliser = peak + total.squeeze(-1).log().to(peak.dtype)
-    return CellTable(nodes, log_density, log_normaliser, cell_mass.contiguous(), node_mass, block_cdf.div_(total))
+    cell_cdf = cell_mass.unflatten(-1, (-1, BLOCK)).cumsum(-1)
+    return CellTable(nodes, log_density, log_normaliser, cell_cdf, node_mass, block_mass / total)
 
 
 def log_integral(nodes: Tensor, log_density: Tensor) -> Tensor:
@@ -159,43 +157,22 @@ def _search_rows(cdf: Tensor, row: Tensor, uniform: Tensor) -> Tensor:
     return (found - row * cdf.shape[1]).clamp(0, cdf.shape[1] - 2)
 
 
-def choose_components(
-    weights: Tensor, uniform: Tensor, compiler: Compiler = as_written, coordinates: Tensor | None = None
-) -> Tensor:
-    """Draw a mixture component for each of m coordinates by inverting its cumulative weights.
-
-    Args:
-        weights: (Q, P), non-negative; each row is normalised here, so that rounding cannot point past its end.
-        uniform: (N, m), float64, in [0, 1].
-        compiler: for the kernel.
-        coordinates: which ones, each draw's own, (N, m), in 0..Q-1; all Q in their order if None.
-
-    Returns:
-        (N, m), int64, in 0..P-1.
-    """
-    cdf = weights.cumsum(-1, dtype=torch.float64)
-    cdf = cdf / cdf[:, -1:]
-    return compiler(_find)(cdf if coordinates is None else cdf[coordinates], uniform.clamp(0, _ALMOST_ONE))
-
-
-def _find(cdf: Tensor, place: Tensor) -> Tensor:
-    """The first entry past a place below the last one: (..., n), (...) -> (...); never one that adds nothing."""
-    passed = cdf[..., :-1] <= place.unsqueeze(-1)
-    return passed.float().sum(-1).long()  # counting in floats is faster
-
-
 def inverse_transform(
     table: CellTable,
-    component: Tensor,
+    weights: Tensor,
     uniform: Tensor,
     compiler: Compiler = as_written,
     coordinates: Tensor | None = None,
 ) -> Tensor:
-    """Draw from the chosen component of each of m coordinates: z = CDF^-1(u), exact for the table's density.
+    """Draw from the mixture of each of m coordinates: a component by its weight, then z = CDF^-1(u) of its own, exact
+    for its table.
+
+    One uniform number serves for both: the blocks of all components of a coordinate stand in a row, each as wide as
+    its mass in the mixture, and where in its block the number falls is uniform again.
 
     Args:
         table: tabulated densities of Q coordinates and P components.
-        component: (N, m), int64.
+        weights: (Q, P), non-negative; each row is normalised here.
         uniform: (N, m), float64, in [0, 1].
         compiler: for the kernel.
         coordinates: which ones, each draw's own, (N, m), in 0..Q-1; all Q in their order if None.
@@ -204,64 +181,76 @@ def inverse_transform(
         (N, m), of the dtype of the nodes, inside their range.
     """
     if coordinates is None:
-        coordinates = torch.arange(len(table.nodes), device=component.device)
-    row = component + table.block_cdf.shape[1] * coordinates
-    ends = table.block_cdf.flatten(0, 1).index_select(0, row.flatten()).unflatten(0, row.shape)  # (N, m, C/BLOCK)
-    # kernels of one step each: fused into one, whatever a gather needs would be computed again for it
-    block, share = compiler(_block_of)(ends, uniform)
-    which = block + table.block_cdf.shape[2] * row
-    # whole rows at a time: several times faster than indexing
-    mass = table.cell_mass.view(-1, BLOCK).index_select(0, which.flatten()).unflatten(0, which.shape)
-    cdf = mass.cumsum(-1)
-    total = cdf[..., -1]
-    aim = share.to(cdf.dtype).clamp(0, 1) * total
-    # the first cell that reaches past the aim; at the very end the last one that has mass
-    cell = compiler(_find)(cdf, torch.minimum(aim, total * (1 - torch.finfo(cdf.dtype).eps / 2)))
-    num_nodes, first = table.nodes.shape[1], BLOCK * block + cell
-    places, densities = first + num_nodes * coordinates, first + num_nodes * row
-    return compiler(_place_in_cell)(table.nodes, table.log_density, places, densities, cdf, cell, aim)
+        coordinates = torch.arange(len(table.nodes), device=uniform.device).expand_as(uniform)
+    mass = (weights.unsqueeze(-1) * table.block_mass).flatten(1)  # (Q, P C/BLOCK)
+    block_cdf = mass.cumsum(-1)
+    block_cdf = block_cdf / block_cdf[:, -1:]
+    kernel = compiler(_draw)
+    return kernel(table.nodes, table.log_density, table.cell_cdf, block_cdf, coordinates, uniform)
 
 
-def _block_of(ends: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The block in which each draw falls, and the share of its mass before the draw: (..., C/BLOCK), (...) -> (...)."""
-    block = _find(ends, uniform.clamp(0, _ALMOST_ONE))
-    below = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
-    return block, (uniform - below) / (ends.gather(-1, block.unsqueeze(-1)).squeeze(-1) - below)
-
-
-def _place_in_cell(
-    nodes: Tensor, log_density: Tensor, places: Tensor, densities: Tensor, cdf: Tensor, cell: Tensor, aim: Tensor
+def _draw(
+    nodes: Tensor, log_density: Tensor, cell_cdf: Tensor, block_cdf: Tensor, coordinates: Tensor, uniform: Tensor
 ) -> Tensor:
-    """Where the mass of each draw's cell reaches its aim.
+    """Search for the block, then for the cell, then the place in it; elementwise, so that it is one loop if compiled.
 
     Args:
         nodes: (Q, n).
         log_density: (Q, P, n).
-        places: of the cells' left ends in the nodes, counted through all, (...).
-        densities: likewise in the log-density.
-        cdf: of the cells of a block, (..., BLOCK).
-        cell: which of them, (...).
-        aim: (...).
+        cell_cdf: (Q, P, C/BLOCK, BLOCK).
+        block_cdf: where blocks end, of all components together, increasing to 1: (Q, P C/BLOCK).
+        coordinates: (...).
+        uniform: (...).
     """
-    below = torch.where(cell > 0, cdf.gather(-1, (cell - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
-    r = (aim - below) / (cdf.gather(-1, cell.unsqueeze(-1)).squeeze(-1) - below)
-    (left, right), (low, high) = (
-        (values.flatten()[first], values.flatten()[first + 1])
-        for values, first in ((nodes, places), (log_density, densities))
-    )
-    slope = high - low
+    num_nodes, num_blocks = nodes.shape[1], cell_cdf.shape[2]
+    row = block_cdf.shape[1] * coordinates  # where a coordinate's blocks begin
+    block, share = _search(block_cdf.flatten(), row, block_cdf.shape[1], uniform.clamp(0, 1))
+    cells = BLOCK * (row + block)
+    aim = share.to(cell_cdf.dtype) * cell_cdf.flatten()[cells + BLOCK - 1]
+    cell, r = _search(cell_cdf.flatten(), cells, BLOCK, aim)
+
+    component, left = block // num_blocks, BLOCK * (block % num_blocks) + cell
+    x = num_nodes * coordinates + left
+    density = num_nodes * (log_density.shape[1] * coordinates + component) + left
+    start, end = nodes.flatten()[x], nodes.flatten()[x + 1]
+    slope = (log_density.flatten()[density + 1] - log_density.flatten()[density]).double()
     # an upward slope is drawn as its mirror image, so that no exponential can overflow
-    r, slope = r.double().clamp(0, 1), slope.double()
     up = slope > 0
     steepness = slope.abs()
-    r = torch.where(up, 1 - r, r)
+    r = torch.where(up, 1 - r.double(), r.double())
     flat = steepness < 1e-9
     position = -torch.log1p(r * torch.expm1(-steepness)) / torch.where(flat, 1.0, steepness)
     # past what log1p can resolve at r = 1 it gives infinity: the far end of the cell
     position = torch.where(flat, r, position).clamp(0, 1)
     position = torch.where(up, 1 - position, position)
-    z = torch.lerp(left.double(), right.double(), position).to(left.dtype)
-    return torch.minimum(torch.maximum(z, left), right)
+    z = torch.lerp(start.double(), end.double(), position).to(start.dtype)
+    return torch.minimum(torch.maximum(z, start), end)
+
+
+def _search(cdf: Tensor, first: Tensor, length: int, aim: Tensor) -> tuple[Tensor, Tensor]:
+    """By bisection, the interval in which each aim falls, never one without mass, and how far inside it lies.
+
+    Args:
+        cdf: where intervals end, those of many searches, (n,).
+        first: where those of this search begin, (...).
+        length: how many they are.
+        aim: from 0 to where the last one ends, (...), of the dtype of `cdf`.
+
+    Returns:
+        Which interval, from 0, and the share of its mass below the aim, in [0, 1]: (...), (...).
+    """
+    # at the very end the last one that has mass, not those after it, which end there too
+    inside = torch.minimum(aim, cdf[first + length - 1] * (1 - torch.finfo(cdf.dtype).eps / 2))
+    passed = torch.zeros_like(first)
+    step = 1 << (length.bit_length() - 1)
+    while step:
+        further = passed + step
+        # the last one is never passed
+        is_passed = (further < length) & (cdf[first + further.clamp(max=length) - 1] <= inside)
+        passed = torch.where(is_passed, further, passed)
+        step //= 2
+    below = torch.where(passed > 0, cdf[(first + passed - 1).clamp(min=0)], 0.0)
+    return passed, ((aim - below) / (cdf[first + passed] - below)).clamp(0, 1)
 
 
 def importance_weights(log_likelihood: Tensor) -> Tensor:

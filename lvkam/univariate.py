@@ -97,10 +97,10 @@ class FunctionFamily:
     compiled: bool = False
     """Whether kernels are compiled; if not, they run as they are."""
 
-    def kernel(self, function: Callable[..., Any], num_points: int = 2) -> Callable[..., Any]:
+    def kernel(self, function: Callable[..., Any], num_points: int = 2, inline: bool = True) -> Callable[..., Any]:
         """The function, compiled or as it is; a single point would need a compilation of its own."""
         is_compiled = self.compiled and num_points > 1 and not is_twice_differentiable()
-        return compiled(function) if is_compiled else function
+        return compiled(function, inline) if is_compiled else function
 
     def rows_at_a_time(self, matrix: Tensor) -> int:
         """How many rows of features to compute before they are multiplied by a matrix."""

@@ -58,8 +58,8 @@ FAULTS = (
     Fault(
         "Q and P swapped",
         "lvkam/sampling.py",
-        "row = component + table.block_cdf.shape[1] * coordinates",
-        "row = component + table.block_cdf.shape[0] * coordinates",
+        "num_nodes * (log_density.shape[1] * coordinates + component)",
+        "num_nodes * (log_density.shape[0] * coordinates + component)",
         ("tests/test_sampling.py::test_each_coordinate_and_component_has_its_own_row",),
     ),
     Fault(

@@ -517,15 +517,6 @@ def test_densities_in_chunks_are_the_same(
     torch.testing.assert_close(parts.log_prob(z), values, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("reference", sorted(RANGES))
-def test_draws_in_chunks_are_the_same_bits(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    prior = wild_prior(reference, "B-spline")
-    whole = prior.sample(200, stream(41))
-    for chunk in (1, 2 * BLOCK, 2 * BLOCK * 7 + 3, 2 * BLOCK * 199, 2 * BLOCK * 200):
-        monkeypatch.setattr(lvkam.prior, "DRAWING_CHUNK", chunk)
-        assert torch.equal(prior.sample(200, stream(41)), whole)
-
-
 @pytest.mark.parametrize("basis", sorted(BASES))
 @pytest.mark.parametrize(
     ("reference", "hidden"),
@@ -571,7 +562,7 @@ def test_redrawn_coordinates_are_distributed_as_their_own_prior(reference: str) 
 
 @pytest.mark.parametrize("reference", sorted(RANGES))
 def test_redrawing_all_coordinates_is_sampling(reference: str) -> None:
-    """The same bits of the same stream; also in chunks, for one draw, and in another order of coordinates."""
+    """The same bits of the same stream; also for one draw, and in another order of coordinates."""
     prior = wild_prior(reference, "B-spline")
     for num in (1, 200):
         everything = torch.arange(2).expand(num, -1)
@@ -582,14 +573,6 @@ def test_redrawing_all_coordinates_is_sampling(reference: str) -> None:
     once = torch.randint(0, 2, (500, 1), generator=stream(53))
     both = [prior.redraw(torch.full((500, 1), q), stream(54)) for q in range(2)]
     assert torch.equal(prior.redraw(once, stream(54)), torch.where(once == 0, *both))
-
-
-def test_redrawing_in_chunks_is_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    prior, coordinates = wild_prior("gaussian", "B-spline"), torch.randint(0, 2, (200, 3), generator=stream(55))
-    whole = prior.redraw(coordinates, stream(56))
-    for chunk in (1, 7 * 3 * BLOCK + 5):
-        monkeypatch.setattr(lvkam.prior, "DRAWING_CHUNK", chunk)
-        assert torch.equal(prior.redraw(coordinates, stream(56)), whole)
 
 
 def test_compiled_redrawing_is_the_plain_one() -> None:

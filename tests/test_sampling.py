@@ -7,6 +7,7 @@ test here would raise a false alarm with probability ALARM.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from lvkam.compilation import compiled
 from lvkam.sampling import (
     BLOCK,
     CellTable,
-    choose_components,
+    _search,
     component_means,
     effective_sample_size,
     importance_weights,
@@ -89,10 +90,14 @@ def test_table_is_the_exact_integral(slope: float, num: int, dtype: torch.dtype,
     masses = np.exp(logs - total[..., None])
     blocks = masses.reshape(2, 4, -1, BLOCK).sum(-1)
     assert blocks.shape[-1] == (1 if num == 6 else 4)
-    cdf = table.block_cdf.numpy()
-    np.testing.assert_allclose(cdf, blocks.cumsum(-1), atol=max(1e-12, 4 * rounding), rtol=0)
-    assert (np.diff(cdf) >= 0).all()
-    assert (cdf[..., -1] == 1).all()
+    np.testing.assert_allclose(table.block_mass.numpy(), blocks, atol=max(1e-12, 4 * rounding), rtol=0)
+    np.testing.assert_allclose(table.block_mass.sum(-1).numpy(), 1, rtol=1e-14)
+    assert (table.block_mass >= 0).all()
+    cells: Array = (
+        table.cell_cdf.diff(dim=-1, prepend=torch.zeros_like(table.cell_cdf[..., :1])).flatten(-2).double().numpy()
+    )
+    assert (cells >= 0).all()
+    np.testing.assert_allclose(cells / cells.sum(-1, keepdims=True), masses, atol=max(1e-12, 4 * rounding), rtol=0)
 
     # the derivative of log Z by central differences, which err by 1e-8 here
     step = 1e-4
@@ -161,6 +166,17 @@ def test_component_means_are_means_of_the_interpolated_functions(
         np.testing.assert_allclose(means[..., n], (above - below) / (2 * step), atol=tolerance + 1e-7, rtol=0)
 
 
+def always(num_coordinates: int, num_components: int, component: int) -> Tensor:
+    """Weights of a mixture that is one of its components."""
+    return torch.eye(num_components)[component].expand(num_coordinates, -1)
+
+
+def block_ends(table: CellTable) -> Tensor:
+    """Numbers at which draws of a component pass from block to block: (Q, P, C/BLOCK)."""
+    ends = table.block_mass.cumsum(-1)
+    return ends / ends[..., -1:]
+
+
 def ramp_table(slopes: list[float], nodes: int, dtype: torch.dtype = torch.float32) -> CellTable:
     """exp(slope x) on [0, 1], one coordinate, one component a slope."""
     x = torch.linspace(0, 1, nodes, dtype=torch.float64)
@@ -181,13 +197,12 @@ def truncated_exponential(slope: float) -> Callable[[Array], Array]:
 @pytest.mark.parametrize("slope", [s * sign for s in SLOPES for sign in (1, -1)])
 def test_draws_from_ramps_are_truncated_exponentials(slope: float, nodes: int) -> None:
     table = ramp_table([-slope / 3 - 1, slope], nodes)  # the component of index 1 is the one drawn
-    component = torch.ones(20_000, 1, dtype=torch.int64)
-    z = inverse_transform(table, component, uniform(20_000, 1, seed=0)).double().numpy()[:, 0]
+    z = inverse_transform(table, always(1, 2, 1), uniform(20_000, 1, seed=0)).double().numpy()[:, 0]
     cdf = truncated_exponential(slope)
     assert stats.kstest(z, cdf).pvalue > ALARM
     # and without chance: the CDF of a quantile is its probability
     u = torch.linspace(0, 1, 1001, dtype=torch.float64)[:, None]
-    z = inverse_transform(ramp_table([-1.0, slope], nodes, torch.float64), component[:1001], u).numpy()[:, 0]
+    z = inverse_transform(ramp_table([-1.0, slope], nodes, torch.float64), always(1, 2, 1), u).numpy()[:, 0]
     np.testing.assert_allclose(cdf(z), u.numpy()[:, 0], atol=1e-9, rtol=0)
 
 
@@ -200,11 +215,10 @@ def test_quantiles_increase_inside_the_nodes(slope: float, num: int, dtype: torc
     edges = torch.tensor([0.0, 5e-324, 1e-16, 1e-9, 1e-6], dtype=torch.float64)
     for p in range(4):
         # on the borders of the blocks, and as close to them as numbers are
-        borders = table.block_cdf[:, p].flatten()
+        borders = block_ends(table)[:, p].flatten()
         beside = (torch.nextafter(borders, torch.tensor(end, dtype=torch.float64)) for end in (0, 1))
         u = torch.cat((edges, uniform(2000, seed=1), 1 - edges, borders, *beside)).sort().values
-        component = torch.full((len(u), 2), p)
-        z = inverse_transform(table, component, u[:, None].expand(-1, 2))
+        z = inverse_transform(table, always(2, 4, p), u[:, None].expand(-1, 2))
         assert torch.isfinite(z).all()
         assert (z.diff(dim=0) >= 0).all()
         assert (z >= nodes[:, 0]).all()
@@ -222,7 +236,7 @@ def test_cells_without_mass_are_never_drawn() -> None:
     log_density = torch.tensor([[[-900.0, -300.0, 0.0, 5.0, -300.0, -900.0]]])
     table = tabulate(repeat_ends(nodes), repeat_ends(log_density))
     u = torch.cat((torch.tensor([0.0, 1e-300, 1 - 1e-16, 1.0], dtype=torch.float64), uniform(500, seed=2)))
-    z = inverse_transform(table, torch.zeros(len(u), 1, dtype=torch.int64), u[:, None])
+    z = inverse_transform(table, torch.ones(1, 1), u[:, None])
     assert (z >= 1).all()
     assert (z <= 3).all()
     assert torch.isfinite(z).all()
@@ -239,8 +253,8 @@ def test_blocks_without_mass_are_never_drawn(held: tuple[int, ...]) -> None:
     table = tabulate(x, log_density)
     num = 6000
     extremes = torch.tensor([0.0, 5e-324, 1e-300, 1 - 2.0**-53, 1.0], dtype=torch.float64)
-    u = torch.cat((extremes, table.block_cdf.flatten(), uniform(num, seed=34)))
-    z = inverse_transform(table, torch.zeros(len(u), 1, dtype=torch.int64), u[:, None])[:, 0]
+    u = torch.cat((extremes, block_ends(table).flatten(), uniform(num, seed=34)))
+    z = inverse_transform(table, torch.ones(1, 1), u[:, None])[:, 0]
     block, cell = torch.div(z, BLOCK, rounding_mode="floor"), z % BLOCK
     is_held = torch.isin(block, torch.tensor(held, dtype=block.dtype))
     assert is_held[-num:].all()
@@ -259,11 +273,12 @@ def test_draws_from_a_rough_density_of_many_blocks(dtype: torch.dtype, tolerance
     x, logs = nodes.double().numpy(), log_density.double().numpy()
     masses = np.exp(log_masses(x, logs))
     masses /= masses.sum(-1, keepdims=True)  # (2, 3, C)
-    assert table.block_cdf.shape == (2, 3, 19)
+    assert table.block_mass.shape == (2, 3, 19)
     num = 60_000
-    z = inverse_transform(table, torch.ones(num, 2, dtype=torch.int64), uniform(num, 2, seed=35)).double().numpy()
+    middle = always(2, 3, 1)
+    z = inverse_transform(table, middle, uniform(num, 2, seed=35)).double().numpy()
     u = torch.linspace(0, 1, 3001, dtype=torch.float64)[:, None].expand(-1, 2)
-    quantiles = inverse_transform(table, torch.ones(3001, 2, dtype=torch.int64), u).double().numpy()
+    quantiles = inverse_transform(table, middle, u).double().numpy()
     for q in range(2):
         has_width = np.diff(x[q]) > 0
         edges, expected = np.unique(x[q]), num * masses[q, 1][has_width]
@@ -287,12 +302,10 @@ def test_each_coordinate_and_component_has_its_own_row() -> None:
     slopes = torch.tensor([[-30.0, -2.0, 5.0], [1.0, 80.0, -9.0]])
     x = torch.linspace(0, 1, 17)
     table = tabulate(repeat_ends(x.expand(2, -1)), repeat_ends(slopes[..., None] * x))
-    component = torch.randint(0, 3, (60_000, 2), generator=stream(3))
-    z = inverse_transform(table, component, uniform(60_000, 2, seed=4)).double()
-    for q in range(2):
-        for p in range(3):
-            drawn = z[component[:, q] == p, q].numpy()
-            assert stats.kstest(drawn, truncated_exponential(float(slopes[q, p]))).pvalue > ALARM
+    for p in range(3):
+        z = inverse_transform(table, always(2, 3, p), uniform(20_000, 2, seed=4 + p)).double().numpy()
+        for q in range(2):
+            assert stats.kstest(z[:, q], truncated_exponential(float(slopes[q, p]))).pvalue > ALARM
 
 
 def short_weights(num: int) -> Tensor:
@@ -302,39 +315,66 @@ def short_weights(num: int) -> Tensor:
     return weights
 
 
-def test_component_proportions() -> None:
-    weights = torch.tensor([[0.2, 0.0, 0.5, 0.3], [0.0, 2.0, 0.0, 6.0], [1e-3, 0.999, 0.0, 0.0]])
-    chosen = choose_components(weights, uniform(100_000, 3, seed=5))
+def unit_intervals(num_coordinates: int, num_components: int, num_cells: int = 3 * BLOCK) -> CellTable:
+    """Component p uniform on [p, p + 1]: which one has been drawn is seen from the draw."""
+    x = torch.linspace(0, num_components, num_components * num_cells + 1, dtype=torch.float64).expand(
+        num_coordinates, -1
+    )
+    middle = (x[0, 1:] + x[0, :-1]) / 2
+    outside = middle.floor() != torch.arange(num_components)[:, None]  # (P, C)
+    low = torch.full((num_coordinates, num_components, x.shape[1]), -900.0, dtype=torch.float64)
+    for p in range(num_components):
+        low[:, p, p * num_cells : (p + 1) * num_cells + 1] = 0
+    table = tabulate(x, low)
+    # the cells beside an interval fall from 1 to nothing: they are left out by hand
+    masses = torch.where(outside, 0.0, 1 / num_cells).expand(num_coordinates, -1, -1).unflatten(-1, (-1, BLOCK))
+    return table._replace(cell_cdf=masses.cumsum(-1), block_mass=masses.sum(-1))
+
+
+def test_a_mixture_is_drawn_from_by_its_weights_and_within_each_component_evenly() -> None:
+    """The one uniform number that chooses the component is uniform again within it."""
+    weights = torch.tensor([[0.2, 0.0, 0.5, 0.3], [0.0, 2.0, 0.0, 6.0], [1e-2, 0.99, 0.0, 0.0]])
+    z = inverse_transform(unit_intervals(3, 4), weights, uniform(100_000, 3, seed=5))
     for q in range(3):
-        counts = torch.bincount(chosen[:, q], minlength=4).numpy()
+        counts = torch.bincount(z[:, q].floor().long(), minlength=4).numpy()
         expected = (weights[q].double() / weights[q].double().sum()).numpy() * 100_000
         held = expected > 0
         assert (counts[~held] == 0).all()
         assert stats.chisquare(counts[held], expected[held] * 100_000 / expected.sum()).pvalue > ALARM
+        for p in np.flatnonzero(held):
+            within = z[z[:, q].floor() == p, q].numpy() - p
+            assert stats.kstest(within, "uniform").pvalue > ALARM
 
 
 def test_components_never_run_past_the_end() -> None:
     u = torch.tensor([0.0, 5e-324, 1 - 1e-9, 1 - 2.0**-53, 1.0], dtype=torch.float64)
-    for num in (1, 3, 4096):
-        weights = short_weights(num).expand(2, -1)
-        chosen = choose_components(weights, u[:, None].expand(-1, 2))
-        assert (chosen[:2] == 0).all()
-        assert (chosen[2:] == num - 1).all()
+    for num in (1, 3, 60):
+        z = inverse_transform(unit_intervals(2, num, BLOCK), short_weights(num).expand(2, -1), u[:, None].expand(-1, 2))
+        np.testing.assert_allclose(z[:2].numpy(), 0, atol=1e-300)
+        np.testing.assert_allclose(z[2:].numpy(), num, rtol=1e-9 * max(1, num))
     padded = torch.tensor([[0.0, 0.3, 0.6, 0.0]]).expand(3, -1)
-    ends = choose_components(padded, u[:, None].expand(-1, 3))
-    assert ends[:, 0].tolist() == [1, 1, 2, 2, 2]
+    ends = inverse_transform(unit_intervals(3, 4), padded, u[:, None].expand(-1, 3))
+    np.testing.assert_allclose(ends[:, 0].numpy(), [1, 1, 3, 3, 3], rtol=1e-8)
     assert torch.equal(ends, ends[:, :1].expand(-1, 3))
 
 
-def test_components_are_those_of_a_search() -> None:
-    """Counting the entries that lie below gives what bisection gives, and more for a larger number."""
-    weights = torch.rand(5, 40, generator=stream(36)) * (torch.rand(5, 40, generator=stream(37)) < 0.7)
-    u = uniform(500, 5, seed=38).sort(dim=0).values
-    chosen = choose_components(weights, u).numpy()
-    assert (np.diff(chosen, axis=0) >= 0).all()
+@pytest.mark.parametrize("length", [1, 2, 3, 16, 17, 40, 850])
+def test_bisection_finds_what_a_search_finds(length: int) -> None:
+    mass = torch.rand(5, length, generator=stream(36)) * (torch.rand(5, length, generator=stream(37)) < 0.7)
+    mass[:, length // 2] = 0.5  # some mass in each row
+    cdf = mass.double().cumsum(-1)
+    row = torch.arange(5).expand(500, -1)
+    aim = uniform(500, 5, seed=38).sort(dim=0).values * cdf[:, -1]
+    aim[0], aim[1], aim[-1] = 0, cdf[:, length // 2], cdf[:, -1]
+    found, share = _search(cdf.flatten(), length * row, length, aim)
     for q in range(5):
-        cdf = weights[q].double().numpy().cumsum()
-        np.testing.assert_array_equal(chosen[:, q], np.searchsorted(cdf / cdf[-1], u[:, q].numpy(), side="right"))
+        expected = np.searchsorted(cdf[q].numpy(), aim[:, q].numpy(), side="right")
+        last = int(mass[q].nonzero().max())
+        np.testing.assert_array_equal(found[:, q], np.minimum(expected, last))
+        below = np.append(0, cdf[q].numpy())[found[:, q]]
+        np.testing.assert_allclose(
+            below + share[:, q].numpy() * mass[q].double().numpy()[found[:, q]], aim[:, q], rtol=1e-13
+        )
 
 
 def systematic(weights: Tensor, u: Tensor) -> Tensor:
@@ -444,11 +484,11 @@ def test_compiled_tables_and_draws_are_the_plain_ones() -> None:
         # relative to the largest: a fused multiply-add errs by a rounding of what it subtracts from
         scale = plain.node_mass.amax(-1, keepdim=True)
         torch.testing.assert_close(table.node_mass / scale, plain.node_mass / scale, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(table.block_cdf, plain.block_cdf, rtol=1e-6, atol=1e-6)
-        component = torch.randint(0, 3, (4000, 2), generator=stream(39))
+        torch.testing.assert_close(table.block_mass, plain.block_mass, rtol=1e-6, atol=1e-6)
+        weights = torch.rand(2, 3, generator=stream(39))
         u = torch.cat((torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64), uniform(3998, 2, seed=40)))
-        z = inverse_transform(plain, component, u, compiled)
-        torch.testing.assert_close(z, inverse_transform(plain, component, u), rtol=0, atol=1e-6)
+        z = inverse_transform(plain, weights, u, partial(compiled, inline=False))
+        torch.testing.assert_close(z, inverse_transform(plain, weights, u), rtol=0, atol=1e-6)
     nodes, log_density = zigzags_and_ramps(1000.0, torch.float32, 62)  # most cells are beyond float32
     table = tabulate(nodes, log_density, compiled)
     torch.testing.assert_close(table.log_normaliser, tabulate(nodes, log_density).log_normaliser, rtol=1e-6, atol=1e-6)

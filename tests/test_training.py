@@ -642,12 +642,18 @@ def test_one_that_lowers_functions_goes_on_to_the_same_bits(optimizer: str, sche
     assert updates == [1, 1, 1, 4, 4, 4, 4, 4, 8, 8]
     for index, saved in enumerate(undisturbed.copies[:: 6 if optimizer == "neldermead" else 3]):  # it takes its time
         require_same(Training.resumed(config, saved, by_file=index % 2 == 0), undisturbed)
-    if optimizer in {"cg", "bfgs", "l-bfgs"}:  # what it remembers matters
-        saved = undisturbed.copies[6]
-        nothing = {name: np.zeros_like(array) for name, array in saved.in_file[1].items()}
-        with pytest.raises(AssertionError):
-            require_same(Training.resumed(config, replace(saved, in_file=(saved.in_file[0], nothing)), by_file=True),
-                         undisturbed)  # fmt: skip
+    if optimizer in {"cg", "bfgs", "l-bfgs"}:  # what it remembers matters, but where it starts afresh anyway
+
+        def parameters(training: Training) -> torch.Tensor:
+            return torch.nn.utils.parameters_to_vector(training.model.parameters())
+
+        forgetful = []
+        for saved in undisturbed.copies[5:8]:
+            nothing = {name: np.zeros_like(array) for name, array in saved.in_file[1].items()}
+            forgetful.append(
+                Training.resumed(config, replace(saved, in_file=(saved.in_file[0], nothing)), by_file=True)
+            )
+        assert any(not torch.equal(parameters(t), parameters(undisturbed)) for t in forgetful)
 
 
 def test_a_step_draws_the_same_random_numbers_whatever_the_optimiser() -> None:
