@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.fx.experimental import _config as symbolic_shapes
 
 RECOMPILE_LIMIT = 64
 """Variants of one kernel (bases, degrees, grid sizes, a batch of one) in a process; more is an error, not a
@@ -36,6 +37,8 @@ def compiled(function: Callable[..., Any], inline: bool = True) -> Callable[...,
             take time exponential in their number.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    # sizes that happen to be equal at first, as those of a batch and of a layer, need not stay so
+    symbolic_shapes.use_duck_shape = False
     return torch.compile(function, dynamic=True, fullgraph=True, options=_INLINED if inline else None)
 
 

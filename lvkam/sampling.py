@@ -131,30 +131,25 @@ def component_means(table: CellTable, values: Tensor) -> Tensor:
     return torch.bmm(table.node_mass, values[:, 1:-1]) / table.node_mass.sum(-1, keepdim=True)
 
 
-def _stacked_cdf(mass: Tensor) -> Tensor:
-    """Normalised cumulative sums, row r from r to exactly r+1: (R, n) -> (R, n+1), float64."""
+def _search_rows(mass: Tensor, uniform: Tensor) -> Tensor:
+    """Where in its row of masses each uniform number falls; never where there is no mass.
+
+    Args:
+        mass: (R, n), non-negative, each row with a positive sum.
+        uniform: (R, m), float64, in [0, 1].
+
+    Returns:
+        (R, m), int64, from 0 to n-1.
+    """
     rows, length = mass.shape
+    row = torch.arange(rows, device=mass.device).unsqueeze(1)
+    # cumulative sums, row r from r to exactly r+1: one search serves all rows
     cdf = mass.new_empty(rows, length + 1, dtype=torch.float64)
     cdf[:, 0] = 0
     torch.cumsum(mass, -1, dtype=torch.float64, out=cdf[:, 1:])
-    row = torch.arange(rows, dtype=torch.float64, device=mass.device).unsqueeze(1)
-    return cdf.div_(cdf[:, -1:].clone()).add_(row)
-
-
-def _search_rows(cdf: Tensor, row: Tensor, uniform: Tensor) -> Tensor:
-    """The cell of the given row in which a uniform number falls; never one without mass.
-
-    Args:
-        cdf: from `_stacked_cdf`, (R, n+1).
-        row: (...), int64.
-        uniform: (...), float64, in [0, 1].
-
-    Returns:
-        (...), int64, from 0 to n-1.
-    """
-    place = row + uniform.clamp(0, _LAST_UNIFORM)
-    found = torch.searchsorted(cdf.flatten(), place, right=True) - 1
-    return (found - row * cdf.shape[1]).clamp(0, cdf.shape[1] - 2)
+    cdf.div_(cdf[:, -1:].clone()).add_(row)
+    found = torch.searchsorted(cdf.flatten(), row + uniform.clamp(0, _LAST_UNIFORM), right=True) - 1
+    return (found - row * (length + 1)).clamp(0, length - 1)
 
 
 def inverse_transform(
@@ -185,12 +180,18 @@ def inverse_transform(
     mass = (weights.unsqueeze(-1) * table.block_mass).flatten(1)  # (Q, P C/BLOCK)
     block_cdf = mass.cumsum(-1)
     block_cdf = block_cdf / block_cdf[:, -1:]
-    kernel = compiler(_draw)
-    return kernel(table.nodes, table.log_density, table.cell_cdf, block_cdf, coordinates, uniform)
+    kernel, halvings = compiler(_draw), _halvings(block_cdf.shape[1])
+    return kernel(table.nodes, table.log_density, table.cell_cdf, block_cdf, coordinates, uniform, halvings)
 
 
 def _draw(
-    nodes: Tensor, log_density: Tensor, cell_cdf: Tensor, block_cdf: Tensor, coordinates: Tensor, uniform: Tensor
+    nodes: Tensor,
+    log_density: Tensor,
+    cell_cdf: Tensor,
+    block_cdf: Tensor,
+    coordinates: Tensor,
+    uniform: Tensor,
+    halvings: int,
 ) -> Tensor:
     """Search for the block, then for the cell, then the place in it; elementwise, so that it is one loop if compiled.
 
@@ -201,13 +202,14 @@ def _draw(
         block_cdf: where blocks end, of all components together, increasing to 1: (Q, P C/BLOCK).
         coordinates: (...).
         uniform: (...).
+        halvings: of the blocks; given, so that a kernel is compiled for them and for any number of blocks.
     """
     num_nodes, num_blocks = nodes.shape[1], cell_cdf.shape[2]
     row = block_cdf.shape[1] * coordinates  # where a coordinate's blocks begin
-    block, share = _search(block_cdf.flatten(), row, block_cdf.shape[1], uniform.clamp(0, 1))
+    block, share = _search(block_cdf.flatten(), row, block_cdf.shape[1], halvings, uniform.clamp(0, 1))
     cells = BLOCK * (row + block)
     aim = share.to(cell_cdf.dtype) * cell_cdf.flatten()[cells + BLOCK - 1]
-    cell, r = _search(cell_cdf.flatten(), cells, BLOCK, aim)
+    cell, r = _search(cell_cdf.flatten(), cells, BLOCK, _halvings(BLOCK), aim)
 
     component, left = block // num_blocks, BLOCK * (block % num_blocks) + cell
     x = num_nodes * coordinates + left
@@ -227,13 +229,19 @@ def _draw(
     return torch.minimum(torch.maximum(z, start), end)
 
 
-def _search(cdf: Tensor, first: Tensor, length: int, aim: Tensor) -> tuple[Tensor, Tensor]:
+def _halvings(length: int) -> int:
+    """Steps of a bisection."""
+    return (length - 1).bit_length()
+
+
+def _search(cdf: Tensor, first: Tensor, length: int, halvings: int, aim: Tensor) -> tuple[Tensor, Tensor]:
     """By bisection, the interval in which each aim falls, never one without mass, and how far inside it lies.
 
     Args:
         cdf: where intervals end, those of many searches, (n,).
         first: where those of this search begin, (...).
         length: how many they are.
+        halvings: `_halvings` of these.
         aim: from 0 to where the last one ends, (...), of the dtype of `cdf`.
 
     Returns:
@@ -242,13 +250,11 @@ def _search(cdf: Tensor, first: Tensor, length: int, aim: Tensor) -> tuple[Tenso
     # at the very end the last one that has mass, not those after it, which end there too
     inside = torch.minimum(aim, cdf[first + length - 1] * (1 - torch.finfo(cdf.dtype).eps / 2))
     passed = torch.zeros_like(first)
-    step = 1 << (length.bit_length() - 1)
-    while step:
-        further = passed + step
+    for halving in reversed(range(halvings)):
+        further = passed + 2**halving
         # the last one is never passed
         is_passed = (further < length) & (cdf[first + further.clamp(max=length) - 1] <= inside)
         passed = torch.where(is_passed, further, passed)
-        step //= 2
     below = torch.where(passed > 0, cdf[(first + passed - 1).clamp(min=0)], 0.0)
     return passed, ((aim - below) / (cdf[first + passed] - below)).clamp(0, 1)
 
@@ -259,7 +265,11 @@ def importance_weights(log_likelihood: Tensor) -> Tensor:
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:
-    """1 / sum_s w_bs^2: how many equally weighted samples the weights are worth, (B, S) -> (B,)."""
+    """1 / sum_s w_bs^2: how many equally weighted samples the weights are worth, (B, S) -> (B,).
+
+    >>> effective_sample_size(torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]])).tolist()
+    [4.0, 1.0]
+    """
     return 1 / weights.square().sum(-1)
 
 
@@ -276,8 +286,7 @@ def stratified_resample(weights: Tensor, uniform: Tensor) -> Tensor:
         (B, n), int64, in 0..S-1, non-decreasing along each row.
     """
     strata = torch.arange(uniform.shape[1], device=uniform.device)
-    rows = torch.arange(weights.shape[0], device=weights.device).unsqueeze(1)
-    return _search_rows(_stacked_cdf(weights), rows, (strata + uniform) / uniform.shape[1])
+    return _search_rows(weights, (strata + uniform) / uniform.shape[1])
 
 
 def systematic_resample(weights: Tensor, uniform: Tensor, num_draws: int) -> Tensor:
@@ -296,8 +305,7 @@ def residual_resample(weights: Tensor, uniform: Tensor) -> Tensor:
     certain = torch.floor(expected + 1e-9)
     remainder = (expected - certain).clamp(min=0)
     remainder = torch.where(remainder.sum(-1, keepdim=True) > 0, remainder, weights.double())
-    rows = torch.arange(weights.shape[0], device=weights.device).unsqueeze(1)
-    drawn = _search_rows(_stacked_cdf(remainder), rows, uniform)
+    drawn = _search_rows(remainder, uniform)
     position = torch.arange(num_draws, dtype=torch.float64, device=weights.device).expand_as(uniform)
     copies = torch.searchsorted(certain.cumsum(-1), position.contiguous(), right=True)
     return torch.where(copies < weights.shape[1], copies, drawn)

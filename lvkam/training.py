@@ -192,6 +192,11 @@ def rehearse(
     if config.training.initial_sample_size is not None:  # later steps have more samples
         state.iteration = training._num_steps
         training.step(batch)
+    # how many samples carry gradient changes on the way, and with it what is computed again, and in how many chunks
+    for number in {config.training.initial_sample_size or config.training.num_samples, config.training.num_samples}:
+        z = model.prior.sample(number, rng)
+        for carried in (number, number // 2):
+            model.generator(z)[:carried].sum().backward()
 
 
 @dataclass

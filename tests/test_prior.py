@@ -520,7 +520,12 @@ def test_densities_in_chunks_are_the_same(
 @pytest.mark.parametrize("basis", sorted(BASES))
 @pytest.mark.parametrize(
     ("reference", "hidden"),
-    [("uniform", ()), ("gaussian", ()), ("uniform", (3,)), pytest.param("gaussian", (3,), marks=pytest.mark.slow)],
+    [
+        ("uniform", ()),
+        ("gaussian", ()),
+        pytest.param("uniform", (3,), marks=pytest.mark.slow),
+        pytest.param("gaussian", (3,), marks=pytest.mark.slow),
+    ],
 )
 def test_the_compiled_prior_is_the_plain_one(reference: str, basis: str, hidden: tuple[int, ...]) -> None:
     require_compiler()
