@@ -24,7 +24,7 @@ from lvkam.build import load_checkpoint
 from lvkam.errors import InputError
 from lvkam.inference import evaluate_checkpoint
 from lvkam.interruption import Interrupted
-from lvkam.writing import write_atomically
+from lvkam.writing import write_text
 
 PRESET = Path(__file__).parents[1] / "config" / "mnist_quality.ini"
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -85,8 +85,7 @@ def figures(run: Path, quick: bool, data_dir: Path | None) -> dict[str, Any]:
     found = evaluate_checkpoint(run / "ckpt.h5", images, samples, seed=1, data_dir=data_dir, loaded=loaded)
     parameters = sum(p.numel() for p in loaded.model.parameters())
     found |= {"steps": loaded.checkpoint.iteration, "parameters": parameters}
-    with write_atomically(kept) as temporary:
-        temporary.write_text(json.dumps(found), encoding="utf-8")
+    write_text(kept, json.dumps(found))
     return found
 
 

@@ -11,7 +11,6 @@ compilation of LV-KAM's kernels, which a training does before its clock starts.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from lvkam.experiment import draw_samples, tell
 from lvkam.inference import LOWEST_SAMPLE_SIZE
 from lvkam.interruption import Interrupted
 from lvkam.quality import Reals, measure_sets, real_images
+from lvkam.run_folder import read_losses
 from lvkam.training import random_stream
 
 TITLE = "LV-KAM, a VAE and an energy-based prior in latent space, trained for equal seconds"
@@ -187,8 +187,7 @@ def measure_lvkam(
         run = run_experiment(presets.config(place), Path(temporary) / "run", data_dir=data_dir, say=silent)
         checkpoint, config, model = load_checkpoint(run / "ckpt.h5")
         compiled = load_model(run / "ckpt.h5", compile=True) if presets.compiles else None
-        with (run / "loss.csv").open(encoding="utf-8") as file:
-            seconds = float(list(csv.DictReader(file))[-1]["Time (s)"])
+        seconds = float(read_losses(run / "loss.csv")[-1]["Time (s)"])
     rng = random_stream(place.seed, "evaluation")
     evidence = importance_log_evidence(model, material.test, effort.samples_prior, rng)
     annealed = annealed_log_evidence(

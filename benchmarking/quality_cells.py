@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from lvkam.errors import InputError
-from lvkam.writing import write_atomically
+from lvkam.writing import write_atomically, write_text
 
 CONTROLS = "controls"
 """Stands for a model where real images and noise are measured."""
@@ -78,9 +78,7 @@ class Cells:
         record = {**place._asdict(), "settings": settings, **figures}
         self.records.append(record)
         self.places[place] = record
-        with write_atomically(self.path) as temporary:
-            lines = (json.dumps(record, allow_nan=False) + "\n" for record in self.records)
-            temporary.write_text("".join(lines), encoding="utf-8")
+        write_text(self.path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in self.records))
 
     def samples(self, place: Place) -> np.ndarray:
         """Those kept of a cell, (N, H, W), in [0, 1]."""
