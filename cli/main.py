@@ -33,6 +33,7 @@ COMMANDS = {
     "fit-features": "Fit a classifier to measure samples with.",
     "experiments": "Train a matrix of models, and compare them.",
     "sweep": "Search settings for the best.",
+    "completion": "Write a shell's completion script.",
 }
 
 

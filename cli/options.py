@@ -67,11 +67,20 @@ def needs(what: str, extra: str) -> Iterator[None]:
         raise click.UsageError(f"{what}: {error}; pip install 'lvkam[{extra}]' brings it") from error
 
 
+def _complete_key(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """Keys of the configuration that begin like this, for a shell."""
+    from lvkam.config import SECTIONS
+
+    keys = (f"{name}.{key}=" for name, section in SECTIONS.items() for key in section.fields_by_key())
+    return [key for key in keys if key.startswith(incomplete)]
+
+
 config_argument = click.argument("config", type=click.Path(path_type=Path))
 checkpoint_argument = click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path), callback=_verified)
 set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated."
-)
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", shell_complete=_complete_key,
+    help="Override a key; may be repeated.",
+)  # fmt: skip
 seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the random numbers.")
 data_dir_option = click.option(
     "--data-dir",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import socket
 import struct
@@ -103,6 +104,12 @@ def write_table(path: Path, rows: int = 230, scale: float = 1.0, seed: int = 0) 
     table = scale * np.stack([z[:, 0], 0.5 * z[:, 0] + z[:, 1] + 40, 100 * (mode + 0.3 * rng.standard_normal(rows))], 1)
     path.write_text("length,width,$speed$\n" + "".join(",".join(map(repr, row)) + "\n" for row in table.tolist()))
     return table
+
+
+def fenced(page: str, language: str) -> list[str]:
+    """The fenced blocks of a language on a page of docs/."""
+    text = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def h5_arrays(path: Path) -> dict[str, np.ndarray]:
