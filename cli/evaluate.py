@@ -62,7 +62,7 @@ def command(
     summary = evaluate_checkpoint(
         checkpoint, num_images, num_samples, seed, data_dir,
         estimator=estimator, num_temps=num_temps, moves=moves, data=data, per_image=per_image, overwrite=overwrite,
-        metrics=metrics.split(","), num_generated=num_generated,
+        metrics=[name.strip() for name in metrics.split(",")], num_generated=num_generated,
     )  # fmt: skip
     if (doubt := caution(summary)) is not None:
         click.echo(f"warning: {doubt}", err=True)

@@ -50,7 +50,7 @@ def command(
 ) -> None:
     """Train a matrix of models and compare them: by default the reference's, in eight cells.
 
-    Images are resized to 14x14, as there, unless the file says how (img_resize).
+    Images are resized to 14x14, as there, unless the file gives a size (img_resize).
 
     Stop it whenever you like: the same command skips what is finished and goes on with the rest. The summary goes to
     standard output, and to summary.csv, summary.md and summary.png in the folder.

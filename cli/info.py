@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from .options import checkpoint_argument, json_option
+from .options import json_option
 
 
 @click.command("info")
-@checkpoint_argument
+@click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))  # verified as it is described
 @json_option
 def command(checkpoint: Path, as_json: bool) -> None:
     """Show what a checkpoint holds and verify its checksums; a damaged one ends with status 2."""

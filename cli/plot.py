@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from lvkam.writing import make_folder
+
 from .options import CommaList, checkpoint_argument, data_dir_option, data_option, overwrite_option, seed_option
 
 KINDS = {
@@ -57,6 +59,8 @@ def command(
         files = {kinds[0]: output}
     else:
         folder = output or Path()
+        if not folder.suffix and not folder.exists():  # with an ending it is a file's name by mistake
+            make_folder(folder)
         files = {kind: folder / f"{kind}.{'gif' if kind == 'evolution' else ending}" for kind in kinds}
 
     from lvkam.pictures import plot_checkpoint

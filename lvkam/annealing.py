@@ -68,6 +68,9 @@ def power_schedule(num_temps: int, exponent: float) -> Tensor:
 
     Raises:
         ValueError: no temperatures, or an exponent that is not positive.
+
+    >>> power_schedule(4, 2.0).tolist()
+    [0.0, 0.0625, 0.25, 0.5625, 1.0]
     """
     if num_temps < 1 or not exponent > 0:
         raise ValueError(f"{num_temps} temperatures, exponent {exponent}: must be at least 1, and greater than 0")

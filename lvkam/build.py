@@ -80,6 +80,11 @@ def build_model(config: Config, data_dim: int, *, compile: bool = False) -> LVKA
         data_dim: D, the generator's outputs.
         compile: whether kernels are compiled, when first used, if a compiler works here; they run as they are
             otherwise. The configuration's own key `compile` is for training by `run_experiment`.
+
+    >>> from lvkam.config import load_config
+    >>> model = build_model(load_config("config/mnist_quality.ini"), data_dim=196)
+    >>> sum(p.numel() for p in model.parameters())
+    460486
     """
     problem = compiler_problem() if compile else None
     if problem is not None:
@@ -320,7 +325,7 @@ def choose_device(name: str | None, use_gpu: bool, local_rank: int | None = None
 
 def compilation_plan(config: Config) -> str | None:
     """Why a training does not compile its kernels, if a compiler works, or None if it does."""
-    steps = config.training.num_epochs * math.ceil(config.training.num_train / config.training.batch_size)
+    steps = config.training.num_epochs * config.training.steps_per_epoch
     if config.training.compile == "false":
         return "compile = false"
     if config.training.compile == "auto" and steps < STEPS_THAT_REPAY:

@@ -85,9 +85,9 @@ class Chart:
     """Path around a histogram above the axis."""
 
 
-def nice_ticks(low: float, high: float, most: int = 5) -> list[tuple[float, str]]:
-    """At most `most` + 1 multiples of 1, 2 or 5 times a power of ten within [low, high], and how they are written."""
-    raw = (high - low) / most
+def nice_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """At most six multiples of 1, 2 or 5 times a power of ten within [low, high], and how they are written."""
+    raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
@@ -152,10 +152,8 @@ def line_chart(
     series: Sequence[Series],
     *,
     x_label: str = "",
-    y_label: str = "",
     log_y: bool = False,
     from_zero: bool = False,
-    x_range: tuple[float, float] | None = None,
     marks: Sequence[float] = (),
     knots: np.ndarray | None = None,
     data: np.ndarray | None = None,
@@ -167,20 +165,18 @@ def line_chart(
         title: for whoever cannot see it too.
         series: the curves, the last on top.
         x_label: of the x axis.
-        y_label: of the y axis.
         log_y: whether the y axis is logarithmic.
         from_zero: whether the y axis begins at 0.
-        x_range: of the x axis; that of the curves if None.
         marks: x of dotted lines.
         knots: x of ticks on the axis.
         data: x of data, of which the distribution is shown.
         small: a fourth of the size, without numbers on the y axis, and without a legend.
     """
     width, height, left, bottom = (200, 110, RIGHT, 18) if small else (360, 220, LEFT, BOTTOM)
-    x_low, x_high = x_range or _range([one.x for one in series], 0)
+    x_low, x_high = _range([one.x for one in series], 0)
     y_low, y_high = _range([one.y for one in series], PADDING, log_y)
     x = Axis(x_low, x_high, left, width - RIGHT, label=x_label)
-    y = Axis(0.0 if from_zero else y_low, y_high, height - bottom, TOP, log_y, y_label)
+    y = Axis(0.0 if from_zero else y_low, y_high, height - bottom, TOP, log_y)
     base = height - bottom
     names = {one.name: one.style for one in series if "faint" not in one.style}
     return Chart(

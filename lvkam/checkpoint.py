@@ -183,13 +183,9 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     attributes: dict[str, object] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "lvkam_version": checkpoint.lvkam_version,
-        "config": checkpoint.config,
-        "dataset": checkpoint.dataset,
+        **{name: getattr(checkpoint, name) for name in _TEXT},
         "image_shape": np.asarray(checkpoint.image_shape, dtype=np.int64),
-        "seed": checkpoint.seed,
-        "epoch": checkpoint.epoch,
-        "iteration": checkpoint.iteration,
+        **{name: getattr(checkpoint, name) for name in _NUMBERS},
     }
     arrays = {name: np.asarray(a, order="C") for name, a in {**checkpoint.arrays, **checkpoint.training}.items()}
     if (of_table := checkpoint.standardisation) is not None:
@@ -271,7 +267,7 @@ def _read(path: Path, file: h5py.File) -> Checkpoint:
             progress = checkpoint.progress  # making it verifies it
         except ValueError as error:
             raise CheckpointError(f"{path}: damaged: {error}") from error
-        most = math.ceil(config.training.num_train / config.training.batch_size)
+        most = config.training.steps_per_epoch
         if progress.batches > most:
             raise CheckpointError(f"{path}: damaged: {progress.batches} batches of an epoch of {most}")
     return checkpoint

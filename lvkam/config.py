@@ -103,6 +103,9 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         ConfigError: with all problems of the file and the overrides.
+
+    >>> load_config("nist_config.ini", ["TRAINING.N_epochs=3"]).training.num_epochs
+    3
     """
     return parse_config(read_text(path), str(path), overrides)
 

@@ -5,7 +5,7 @@ Letters: N images or rows, H x W pixels, C channels, D data dimensions (H W, H W
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,6 +22,8 @@ from lvkam.standardisation import Standardisation
 
 RESIZE_CHUNK = 4096
 """Images that are resized at a time, to bound the memory."""
+LOOKED_AT = 1000
+"""Images of each part of one's own data that are looked at for their range, however few are asked for."""
 CHANNELS = (1, 3)
 """Grey or colour."""
 _LARGEST_OF_TYPE = {"u1": 255, "u2": 65535}
@@ -135,7 +137,7 @@ def load_dataset(
             raise DataError(f"{name}: {error}") from error
         found = [_standardised(name, part, standardisation) for part in (train, test)]
     else:
-        standardisation, found = None, _unit_images(name, (train, test), resize)
+        standardisation, found = None, _unit_images(name, (train, test), resize, arrays)
     (x, shape, scaling), (y, shape_of_test, _) = found
     if shape != shape_of_test:
         raise DataError(f"{name}: its images are {shape} in training, {shape_of_test} in test")
@@ -175,7 +177,7 @@ def load_samples(
     _check_number(name, split, rows, rows.shape[0] - skip, count or 1)
     values = _read(name, rows, count or rows.shape[0] - skip, skip)
     if standardisation is None:
-        return _without_first(skip, _unit_images(name, (values,), resize)[0])
+        return _without_first(skip, _unit_images(name, (values,), resize, arrays)[0])
     if values.shape[1] != len(standardisation.columns):
         raise DataError(f"{name}: has {values.shape[1]} columns, the model {len(standardisation.columns)}")
     if rows.names and rows.columns != standardisation.columns:
@@ -235,9 +237,15 @@ def static_bits(x: Tensor, split: Literal["train", "test"]) -> Tensor:
     return binarise(x, torch.Generator().manual_seed(_SEEDS_OF_BITS[split]))
 
 
-def _unit_images(name: str, parts: Sequence[np.ndarray], size: tuple[int, int] | None) -> list[Samples]:
-    """Images of any type and range, in the same way brought to [0, 1]."""
-    offset, divisor, words = _unit_scale(name, parts)
+def _unit_images(
+    name: str, parts: Sequence[np.ndarray], size: tuple[int, int] | None, arrays: Mapping[str, Rows]
+) -> list[Samples]:
+    """Images of any type and range, in the same way brought to [0, 1]; `arrays` are all that there are."""
+    looked_at = []
+    if name not in SOURCES and not all(_LARGEST_OF_TYPE.get(a.dtype.str[1:]) and a.max() > 1 for a in parts):
+        # a few images may be darker than those that a model was trained with, and are to be scaled as they were
+        looked_at = [rows.read(0, min(LOOKED_AT, rows.shape[0])) for rows in arrays.values()]
+    offset, divisor, words = _unit_scale(name, [*parts, *(np.nan_to_num(a, posinf=0, neginf=0) for a in looked_at)])
     found = []
     for part in parts:
         pixels = _channels_last(name, part)

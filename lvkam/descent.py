@@ -65,9 +65,9 @@ class FunctionOptimizer(Optimizer):
         self,
         parameters: Iterable[Parameter],
         learning_rate: float,
-        line_search: str = "morethuente",
-        constants: Constants = Constants(),  # noqa: B008 a tuple
-        memory: int = 100,
+        line_search: str,
+        constants: Constants,
+        memory: int,
     ):
         super().__init__(parameters, {"lr": learning_rate})
         self.parameters: list[Tensor] = self.param_groups[0]["params"]

@@ -13,12 +13,12 @@ from lvkam.experiment import load_config_dataset
 from lvkam.model import LVKAM
 from lvkam.objectives import Objective, ThermodynamicIntegration
 from lvkam.optimizers import FIRST_ORDER, memory_needed
-from lvkam.plots import MOST_IMAGES, drawn, pair_plot, save_image_grid
+from lvkam.plots import MOST_IMAGES, drawn, image_grid, pair_plot
 from lvkam.run_folder import check_files, check_folder, default_folder, results_in
 from lvkam.sources import arrays_of, check_bytes, files_of, find, is_path
 from lvkam.training import sample_size
 from lvkam.univariate import CHUNK as FEATURES
-from lvkam.writing import write_atomically
+from lvkam.writing import write_picture
 
 HELD = ", which holds a run: --resume goes on with it, --overwrite replaces it"
 
@@ -34,7 +34,7 @@ def describe_run(config: Config, output: Path | None = None, data_dir: Path | No
     check_optimizer_memory(config, math.prod(dataset.image_shape))
     model = build_model(config, math.prod(dataset.image_shape))
     training = config.training
-    steps = math.ceil(training.num_train / training.batch_size)
+    steps = training.steps_per_epoch
     first = sample_size(training.initial_sample_size or training.num_samples, training.num_samples, 0.0)
     first = f"{first} to " if first < training.num_samples else ""
     limit = f", at most {training.max_seconds:g} seconds" if training.max_seconds else ""
@@ -82,14 +82,12 @@ def describe_data(name: str, picture: Path, data_dir: Path | None = None, *, ove
     if rows.is_table:
         table = checked_table(name, rows.read(0, rows.shape[0]), rows.columns)
         described["columns"] = ", ".join(rows.columns)
-        figure = pair_plot(table, rows.columns, table.mean(0), table.std(0))
-        with write_atomically(picture) as temporary:
-            drawn(figure).save(temporary, format="PNG")
+        shown = drawn(pair_plot(table, rows.columns, table.mean(0), table.std(0)))
     else:
-        shown = load_samples(name, min(MOST_IMAGES, rows.shape[0]), None, data_dir, split="train")
-        described["values"] = shown.scaling
-        with write_atomically(picture) as temporary:
-            save_image_grid(temporary, shown.x.numpy().reshape(-1, *shown.shape))
+        images = load_samples(name, min(MOST_IMAGES, rows.shape[0]), None, data_dir, split="train")
+        described["values"] = images.scaling
+        shown = image_grid(images.x.numpy().reshape(-1, *images.shape))
+    write_picture(picture, shown)
     described["picture"] = str(picture)
     return described
 

@@ -29,9 +29,6 @@ NUM_BLOCKS = 32
 REPETITIONS = 20
 """Independent repetitions of annealing, for the jackknife."""
 
-EXPONENT = 2.0
-"""p of the temperatures (k/T)^p that evidence is annealed at."""
-
 CHUNK = 1024
 """Samples that go through the generator at a time, to bound the memory."""
 
@@ -74,6 +71,12 @@ def importance_log_evidence(
 
     Raises:
         ValueError: fewer than two samples.
+
+    >>> import lvkam
+    >>> model = lvkam.build_model(lvkam.load_config("config/mnist_quality.ini"), data_dim=196)
+    >>> found = importance_log_evidence(model, torch.zeros(2, 196), 100, torch.Generator().manual_seed(0))
+    >>> found.log_evidence.shape, bool((found.standard_error > 0).all())
+    (torch.Size([2]), True)
     """
     if num_samples < 2:
         raise ValueError(f"num_samples = {num_samples}: must be at least 2, for a standard error")
@@ -101,7 +104,7 @@ def annealed_log_evidence(
     rng: torch.Generator,
     *,
     num_temps: int = 100,
-    exponent: float = EXPONENT,
+    exponent: float = 2.0,
     moves: int = 1,
     resampler: Resampler | None = RESAMPLERS["stratified"],
     threshold: float = 0.5,

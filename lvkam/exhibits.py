@@ -9,7 +9,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from lvkam.charts import Chart, Series, line_chart
-from lvkam.experiment import draw_samples
 from lvkam.inspection import (
     Curve,
-    PriorDensities,
     strongest_functions,
     traversal,
 )
@@ -66,36 +64,10 @@ COLOURS = 7
 """Of the style sheet."""
 
 
-class Learnt(NamedTuple):
-    """A model that is looked at, with samples of it, all of one seed."""
-
-    samples: np.ndarray
-    """As the model sees data, the first ones of the run's own if it is its seed, (N, D)."""
-    latents: np.ndarray
-    """Theirs, (N, Q)."""
-    subject: Subject
-
-    @property
-    def densities(self) -> PriorDensities:
-        """Of the prior."""
-        return self.subject.densities
-
-    @property
-    def activity(self) -> np.ndarray:
-        """(Q,)."""
-        return self.subject.activities
-
-    @property
-    def order(self) -> Sequence[int]:
-        """Coordinates, the most active first."""
-        return self.subject.order
-
-
-def look_at(run: Run, seed: int) -> Learnt:
-    """Draw from a run's model; what is drawn and measured is that of `lvkam plot`."""
-    count = NUM_ROWS if run.is_table else NUM_SAMPLES
-    samples, latents = draw_samples(run.model, run.config, count, seed, of_table=run.is_table)
-    return Learnt(samples.numpy(), latents.double().numpy(), Subject(run.path, run.loaded, seed))
+def look_at(run: Run, seed: int) -> tuple[Subject, np.ndarray, np.ndarray]:
+    """A run's model as `lvkam plot` looks at it, its samples as it sees data, (N, D), and their latents, (N, Q)."""
+    subject = Subject(run.path, run.loaded, seed)
+    return subject, *subject.draw(NUM_ROWS if run.is_table else NUM_SAMPLES)
 
 
 def coordinate_name(q: int) -> str:
@@ -138,10 +110,10 @@ def strip(images: np.ndarray, shape: tuple[int, ...]) -> str:
     return data_uri(Image.fromarray(np.concatenate(list(pixels), axis=1)[:, :-gap]))
 
 
-def reconstructions(run: Run, learnt: Learnt, x: Tensor) -> dict[str, Any]:
+def reconstructions(run: Run, subject: Subject, x: Tensor) -> dict[str, Any]:
     """Test images, (N, D), and the posterior means of what is generated."""
     x = x[: _number_of(NUM_RECONSTRUCTIONS, 2 * x.shape[1])]
-    found = learnt.subject.posterior(x)
+    found = subject.posterior(x)
     rows = [("test image", x.numpy()), ("reconstruction", found.reconstruction)]
     return {
         "num_samples": f"{len(found.z):,}",
@@ -189,12 +161,12 @@ def shared_loss_charts(runs: Sequence[tuple[Run, str]]) -> list[Chart]:
     ]
 
 
-def prior_charts(run: Run, learnt: Learnt, most: int | None = None) -> list[tuple[Chart, str]]:
+def prior_charts(run: Run, subject: Subject, most: int | None = None) -> list[tuple[Chart, str]]:
     """Densities of the most active coordinates with their components and pi_0, each with its activity in words."""
-    densities, prior = learnt.densities, run.model.prior
+    densities, prior = subject.densities, run.model.prior
     weights = prior.log_weights().detach().exp().numpy()  # (Q, P)
     charts = []
-    for place, q in enumerate(learnt.order[:most]):
+    for place, q in enumerate(subject.order[:most]):
         z = densities.z[q]
         low, high = z[[0, -1]] if prior.reference.bounded else np.interp([TAIL, 1 - TAIL], densities.cdf[q], z)
         is_open = place < MOST_OPEN
@@ -208,18 +180,18 @@ def prior_charts(run: Run, learnt: Learnt, most: int | None = None) -> list[tupl
         series.append(Series("p", x, np.interp(x, z, densities.mixture[q]), "c0"))
         name = coordinate_name(q)
         chart = line_chart(name, series, x_label=name, from_zero=True, small=True)
-        charts.append((chart, percent(learnt.activity[q])))
+        charts.append((chart, percent(subject.activities[q])))
     return charts
 
 
-def function_groups(learnt: Learnt) -> list[tuple[str, list[Chart]]]:
+def function_groups(subject: Subject) -> list[tuple[str, list[Chart]]]:
     """The strongest functions of each layer."""
     found = []
-    for inspected in learnt.subject.layers:
+    for inspected in subject.layers:
         part, _, index = inspected.name.partition(".layers.")
         size = f"{inspected.layer.num_inputs} × {inspected.layer.num_outputs}"
         curves = strongest_functions(inspected, FUNCTIONS_OF_A_LAYER)
-        charts = [_function_chart(_function_name(learnt.subject, curve), curve) for curve in curves]
+        charts = [_function_chart(_function_name(subject, curve), curve) for curve in curves]
         found.append((f"{part.capitalize()}, layer {int(index) + 1}: {size} functions", charts))
     return found
 
@@ -242,60 +214,57 @@ def _function_chart(name: str, curve: Curve) -> Chart:
 # traversals, and what the page computes with
 
 
-def traversal_strips(run: Run, learnt: Learnt) -> list[tuple[str, str]]:
+def traversal_strips(run: Run, subject: Subject, start: np.ndarray) -> list[tuple[str, str]]:
     """Images as one of the most active coordinates at a time goes through its prior, from the first sample."""
     steps = _number_of(STEPS, math.prod(run.shape))
-    order = learnt.order[: _number_of(MOST_TRAVERSED, steps * math.prod(run.shape))]
+    order = subject.order[: _number_of(MOST_TRAVERSED, steps * math.prod(run.shape))]
     levels = np.linspace(LOWEST, HIGHEST, steps)
-    found = traversal(run.model, learnt.densities, learnt.latents[0], order, levels)
+    found = traversal(run.model, subject.densities, start, order, levels)
     return [
-        (f"{coordinate_name(q)} · {percent(learnt.activity[q])}", strip(images, run.shape))
+        (f"{coordinate_name(q)} · {percent(subject.activities[q])}", strip(images, run.shape))
         for q, images in zip(order, found, strict=True)
     ]
 
 
-def traversal_charts(run: Run, learnt: Learnt) -> list[Chart]:
+def traversal_charts(run: Run, subject: Subject, start: np.ndarray) -> list[Chart]:
     """The same for a table: its first columns, in standard deviations from their means."""
-    of_table, order = run.checkpoint.standardisation, learnt.order[:MOST_TRAVERSED]
+    of_table, order = run.checkpoint.standardisation, subject.order[:MOST_TRAVERSED]
     assert of_table is not None
     levels = np.linspace(LOWEST, HIGHEST, STEPS_OF_CURVES)
-    found = traversal(run.model, learnt.densities, learnt.latents[0], order, levels)
+    found = traversal(run.model, subject.densities, start, order, levels)
     charts = []
     for q, rows in zip(order, found, strict=True):
-        z = np.interp(levels, learnt.densities.cdf[q], learnt.densities.z[q])
+        z = np.interp(levels, subject.densities.cdf[q], subject.densities.z[q])
         columns = zip(of_table.columns[:COLOURS], rows.T, strict=False)
         series = [Series(name, z, values, f"c{d}") for d, (name, values) in enumerate(columns)]
         charts.append(line_chart(coordinate_name(q), series, x_label=coordinate_name(q)))
     return charts
 
 
-def page_data(run: Run, learnt: Learnt) -> dict[str, Any]:
+def page_data(run: Run, subject: Subject, latents: np.ndarray) -> dict[str, Any]:
     """What `report.js` computes with: the generator, or frames where it has no room, quantiles, the first sample."""
-    start = learnt.latents[0]
-    densities = learnt.densities
+    start, densities = latents[0], subject.densities
     table = densities.quantile(np.tile(quantile_levels()[:, None], len(start)))  # (L, Q)
     columns = [np.interp(table[:, q], densities.z[q], densities.mixture[q]) for q in range(len(start))]
     page: dict[str, Any] = {
         "shape": list(run.shape),
         "start": start.tolist(),
         "quantiles": quantile_payload(table, np.stack(columns, 1)),
-        "generator": generator_payload(
-            run.model, run.config, torch.from_numpy(learnt.latents).float(), MOST_CHARACTERS
-        ),
+        "generator": generator_payload(run.model, run.config, torch.from_numpy(latents).float(), MOST_CHARACTERS),
     }
     if page["generator"] is None:
-        page["frames"] = _frames(run, learnt)
+        page["frames"] = _frames(run, subject, start)
     if (of_table := run.checkpoint.standardisation) is not None:
         page |= {"columns": of_table.columns, "mean": of_table.mean.tolist(), "std": of_table.std.tolist()}
     return page
 
 
-def _frames(run: Run, learnt: Learnt) -> dict[str, Any]:
+def _frames(run: Run, subject: Subject, start: np.ndarray) -> dict[str, Any]:
     room = MOST_CHARACTERS * 6 // (16 * FRAMES * math.prod(run.shape))
-    coordinates = learnt.order[: min(MOST_FRAMED, room)]  # none, of very large images
+    coordinates = subject.order[: min(MOST_FRAMED, room)]  # none, of very large images
     if not coordinates:
         return {"coordinates": []}
-    values = traversal(run.model, learnt.densities, learnt.latents[0], coordinates, quantile_levels(FRAMES))
+    values = traversal(run.model, subject.densities, start, coordinates, quantile_levels(FRAMES))
     scale = float(np.abs(values).max()) / 32767 or 1.0
     coded = encode_array(np.round(values / scale).astype(np.int16))
     return {"coordinates": coordinates, "levels": FRAMES, "scale": scale, "values": coded}

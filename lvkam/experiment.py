@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ from lvkam.model import LVKAM
 from lvkam.monitoring import SHOWN_IMAGES, SHOWN_ROWS, summary_writer, watching
 from lvkam.optimizers import SEARCHING
 from lvkam.parallel import ALONE, World
-from lvkam.plots import save_loss_curve
+from lvkam.plots import drawn, loss_figure
 from lvkam.progress import EpochRecord, TrainingState
 from lvkam.resumption import resume_point
 from lvkam.run_folder import (
@@ -52,13 +53,14 @@ from lvkam.run_folder import (
     default_folder,
     locked,
     picture_of,
+    read_losses,
     results_in,
     save_samples,
     write_losses,
 )
 from lvkam.sources import dataset_error
 from lvkam.training import Callbacks, is_finished, is_out_of_time, random_stream, rehearse, sample_sizes, train
-from lvkam.writing import WriteError, write_atomically
+from lvkam.writing import make_folder, write_picture, write_text
 
 
 def load_config_dataset(config: Config, data_dir: Path | None = None) -> Dataset:
@@ -169,7 +171,7 @@ def run_experiment(
     if overwrite and resume:
         raise OutputError("overwrite and resume exclude each other")
     run, saved = None, None
-    say = say if world.is_first else _say_nothing
+    say = say if world.is_first else (lambda _: None)
     with listening:
         try:
             with ExitStack() as held:
@@ -201,17 +203,10 @@ def run_experiment(
     return folder
 
 
-def _say_nothing(_: str) -> None:
-    pass
-
-
 @contextmanager
 def _claimed(folder: Path, may_hold_results: bool, say: Callable[[str], None]) -> Iterator[None]:
     """Context in which a folder is there, this process's alone, and holds no results unless it may."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(folder, error) from error
+    make_folder(folder)
     with locked(folder, say):
         check_folder(folder, may_hold_results)
         yield
@@ -232,47 +227,41 @@ def _of_first(saved: Checkpoint | None, world: World) -> Checkpoint | None:
         return read_checkpoint(path)
 
 
+@dataclass
 class _Run:
     """One call of `run_experiment`, all checks passed and the folder locked."""
 
-    def __init__(
-        self,
-        config: Config,
-        folder: Path,
-        dataset: Dataset,
-        device: torch.device,
-        saved: Checkpoint | None,
-        interruption: Interruption,
-        say: Callable[[str], None],
-        tensorboard: bool,
-        world: World,
-        on_epoch: Callable[[EpochRecord], None] | None,
-    ):
-        self.config, self.folder, self.dataset, self.saved = config, folder, dataset, saved
-        self.interruption, self.say, self.tensorboard, self.world = interruption, say, tensorboard, world
-        self.on_epoch = on_epoch
+    config: Config
+    folder: Path
+    dataset: Dataset
+    device: torch.device
+    saved: Checkpoint | None
+    interruption: Interruption
+    say: Callable[[str], None]
+    tensorboard: bool
+    world: World
+    on_epoch: Callable[[EpochRecord], None] | None
+
+    def __post_init__(self) -> None:
+        config, dataset, saved = self.config, self.dataset, self.saved
         self.is_saved = saved is not None
         images = hashlib.sha256()
         for split in (dataset.train, dataset.test):
             images.update(split.numpy().reshape(-1).view(np.uint8).data)
         self.data_sha256 = np.frombuffer(images.digest(), np.uint8).copy()  # which torch may look at too
-        if (world.gather(torch.from_numpy(self.data_sha256)) != torch.from_numpy(self.data_sha256)).any():
+        if (self.world.gather(torch.from_numpy(self.data_sha256)) != torch.from_numpy(self.data_sha256)).any():
             raise DataError(f"{dataset.name}: the processes have different {dataset.what}")
         before = None if saved is None else bool(saved.training["training/compiled"])
         if saved is not None and (saved.training["training/data_sha256"] != self.data_sha256).any():
             raise DataError(
-                f"{folder}: {dataset.name}: these are not the {dataset.what} that the run has been trained with"
+                f"{self.folder}: {dataset.name}: these are not the {dataset.what} that the run has been trained with"
             )
-        self.not_compiled = choose_compilation(config, device, before)
+        self.not_compiled = choose_compilation(config, self.device, before)
         data_dim = math.prod(dataset.image_shape)
-        self.model = assemble_model(config, data_dim, compiled=self.not_compiled is None).to(device)
+        self.model = assemble_model(config, data_dim, compiled=self.not_compiled is None).to(self.device)
         self.optimizer = build_config_optimizer(config, self.model)
         self.objective = build_objective(config)
         self.rng = random_stream(config.training.seed, "training")
-
-    @property
-    def _is_on_gpu(self) -> bool:
-        return self.model.prior.mixture_logits.is_cuda
 
     def run(self) -> None:
         """Train, unless that is done, and write what is missing."""
@@ -293,8 +282,7 @@ class _Run:
         for name in stale:
             (folder / name).unlink(missing_ok=True)
         missing = [name for name in RUN_FILES if not (folder / name).exists()]
-        with write_atomically(folder / "config.ini") as temporary:
-            temporary.write_text(self.config.to_ini(), encoding="utf-8")
+        write_text(folder / "config.ini", self.config.to_ini())
         if state is not None and "ckpt.h5" in missing:  # it goes on from another one
             self._save("ckpt.h5", state)
         self.say(
@@ -314,14 +302,13 @@ class _Run:
         elif state is not None and not state.cut_short:
             write_losses(folder / "loss.csv", state.log)
         if not (folder / "loss.png").exists():
-            with write_atomically(folder / "loss.png") as temporary:
-                save_loss_curve(folder / "loss.csv", temporary)
+            write_picture(folder / "loss.png", drawn(loss_figure(read_losses(folder / "loss.csv"))))
         if not all((folder / name).exists() for name in ("generated_images.h5", "generated_images.png")):
             # from the file and not compiled, as `lvkam sample` draws them: to the same bits
             model = load_model(folder / "ckpt.h5")
             of_table = self.dataset.standardisation is not None
-            drawn, _ = draw_samples(model, self.config, settings.num_generated, settings.seed, of_table=of_table)
-            self._save_samples("generated_images.h5", drawn.numpy())
+            samples, _ = draw_samples(model, self.config, settings.num_generated, settings.seed, of_table=of_table)
+            self._save_samples("generated_images.h5", samples.numpy())
         assert state is not None
         self.say(
             f"trained for {state.seconds:.0f} s; {settings.num_generated} generated {self.dataset.what} in "
@@ -356,7 +343,7 @@ class _Run:
             )
         for name, now, words in (
             ("compiled", self.not_compiled is None, ("without compiled kernels", "with compiled kernels")),
-            ("on_gpu", self._is_on_gpu, ("on a CPU", "on a GPU")),
+            ("on_gpu", self.device.type == "cuda", ("on a CPU", "on a GPU")),
         ):
             if training[f"training/{name}"] != now:
                 self.say(
@@ -442,12 +429,16 @@ class _Run:
 
     def _save(self, name: str, state: TrainingState) -> None:
         """Write a checkpoint; nothing that is not finite is saved."""
-        arrays = model_arrays(self.model)
-        of_optimizer = {
-            f"training/optimizer/{path}": array for path, array in optimizer_arrays(self.model, self.optimizer).items()
+        arrays, of_optimizer = model_arrays(self.model), optimizer_arrays(self.model, self.optimizer)
+        training = {
+            "training/compiled": np.asarray(self.not_compiled is None),
+            "training/on_gpu": np.asarray(self.device.type == "cuda"),
+            "training/threads": np.asarray(torch.get_num_threads()),
+            "training/data_sha256": self.data_sha256,
+            **{f"training/optimizer/{path}": array for path, array in of_optimizer.items()},
+            **{f"training/progress/{path}": array for path, array in state.to_arrays().items()},
         }
-        progress = {f"training/progress/{path}": array for path, array in state.to_arrays().items()}
-        for path, array in {**arrays, **of_optimizer, **progress}.items():
+        for path, array in {**arrays, **training}.items():
             if problem := problem_of(path, array):
                 epoch = state.epoch + (state.batches > 0)
                 raise FloatingPointError(f"epoch {epoch}, iteration {state.iteration}: {problem}; not saved")
@@ -461,14 +452,7 @@ class _Run:
             lvkam_version=importlib.metadata.version("lvkam"),
             arrays=arrays,
             standardisation=self.dataset.standardisation,
-            training={
-                "training/compiled": np.asarray(self.not_compiled is None),
-                "training/on_gpu": np.asarray(self._is_on_gpu),
-                "training/threads": np.asarray(torch.get_num_threads()),
-                "training/data_sha256": self.data_sha256,
-                **of_optimizer,
-                **progress,
-            },
+            training=training,
         )
         write_checkpoint(self.folder / name, checkpoint)
         self.is_saved = True

@@ -222,17 +222,13 @@ def network_figure(
                 marked = np.arange(math.prod(image_shape)).reshape(image_shape) == unit
                 inset.imshow(marked.reshape(*image_shape[:2], -1).any(-1), cmap="gray_r", vmin=0, vmax=1.2)
                 inset.set_frame_on(True)
-    of_all = [f"{len(units)} of {size}" for units, size in zip(kept, _sizes(layers), strict=True)]
+    inputs, of_all = layers[0].layer.num_inputs, layers[-1].layer.num_outputs
     figure.suptitle(
-        f"latents ({of_all[0]}) at the bottom, outputs ({of_all[-1]}) at the top; "
+        f"latents ({len(kept[0])} of {inputs}) at the bottom, outputs ({len(kept[-1])} of {of_all}) at the top; "
         "the strongest functions into each unit, lines by their share of its variance",
         fontsize=9,
     )
     return figure
-
-
-def _sizes(layers: Sequence[InspectedLayer]) -> list[int]:
-    return [layers[0].layer.num_inputs, *(inspected.layer.num_outputs for inspected in layers)]
 
 
 def _pruned(strengths: Sequence[np.ndarray], outputs: Sequence[int]) -> tuple[list[list[int]], list[_Edge]]:

@@ -112,7 +112,10 @@ def squared_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def weighted_squared_distance(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """sum_bs W_bs ||x_b - y_s||^2 = sum_b W_b ||x_b||^2 + sum_s n_s ||y_s||^2 - 2 A_s y_s: as the one above."""
+    """sum_bs W_bs ||x_b - y_s||^2 = sum_b W_b ||x_b||^2 + sum_s (n_s ||y_s||^2 - 2 A_s y_s), W_b = sum_s W_bs.
+
+    (B, D), (S, D), (B, S) -> (), as for `weighted_bernoulli`.
+    """
     origin = x.mean(0)
     x, y = x - origin, y - origin
     of_images = (weights.sum(1) * x.square().sum(1)).sum()

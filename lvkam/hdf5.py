@@ -1,9 +1,9 @@
 """HDF5 files: written in one piece, sealed; opened in one place, which trusts nothing.
 
 Files travel between people, and the format can name other files, announce arrays far larger than itself, and lead a
-parser astray. So a file is written with a seal, the SHA-256 of its bytes, in the user block that HDF5 leaves to
-applications (other readers skip it): damage is found before the HDF5 library looks at it. And what is read is a fixed
-list of names with their types and shapes: plain arrays of numbers within the file itself, and attributes.
+parser astray. So what is read back is written with a seal, the SHA-256 of its bytes, in the user block that HDF5 leaves
+to applications (other readers skip it): damage is found before the HDF5 library looks at it. And what is read is a
+fixed list of names with their types and shapes: plain arrays of numbers within the file itself, and attributes.
 """
 
 from __future__ import annotations

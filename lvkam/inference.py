@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import os
@@ -29,7 +28,7 @@ from lvkam.readers import WHOLE, own_arrays
 from lvkam.run_folder import check_files, save_samples
 from lvkam.sources import is_path
 from lvkam.training import random_stream
-from lvkam.writing import write_atomically
+from lvkam.writing import write_table
 
 ESTIMATORS = {"importance": (1000, 20000), "annealed": (100, 16)}
 """Ways to estimate evidence, each with how many images and samples it takes unless told."""
@@ -223,12 +222,11 @@ def _is_same(name: str, other: str) -> bool:
 
 
 def _write_per_image(path: Path, evidence: Evidence, what: str) -> None:
+    names = (what, "Log Evidence (nats)", "Standard Error", "Effective Sample Size")
     columns = (evidence.log_evidence, evidence.standard_error, evidence.effective_sample_size)
-    with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow((what, "Log Evidence (nats)", "Standard Error", "Effective Sample Size"))
-        for index, row in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-            writer.writerow((index, *(f"{value:.6f}" for value in row)))
+    figures = enumerate(zip(*(column.tolist() for column in columns), strict=True))
+    rows = ((str(index), *(f"{value:.6f}" for value in row)) for index, row in figures)
+    write_table(path, names, (dict(zip(names, row, strict=True)) for row in rows))
 
 
 def sample_checkpoint(

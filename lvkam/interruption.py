@@ -37,6 +37,8 @@ class Interruption:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.is_asked = False
+        """Whether a signal of the system was the reason, and not this program's own wish."""
         self._postponed = False
 
     def listen(self) -> None:
@@ -65,9 +67,9 @@ class Interruption:
                     signal.signal(number, handler)
 
     def _take(self, number: int, _: FrameType | None) -> None:
-        if self.number is not None:  # asked twice: at once, without any cleaning up
+        if self.is_asked:  # asked twice: at once, without any cleaning up
             os._exit(128 + number)
-        self.number = number
+        self.number, self.is_asked = number, True
         if not self._postponed:
             raise Interrupted(number)
 

@@ -21,7 +21,7 @@ import h5py
 from tqdm import tqdm
 
 from lvkam.build import check_optimizer_memory, choose_compilation, choose_device
-from lvkam.checkpoint import Checkpoint, read_checkpoint
+from lvkam.checkpoint import read_checkpoint
 from lvkam.config import Config, ConfigError, parse_config
 from lvkam.data import Samples
 from lvkam.experiment import load_config_dataset
@@ -34,7 +34,7 @@ from lvkam.run_folder import RUN_FILES, OutputError
 from lvkam.sections import write_value
 from lvkam.sources import is_path
 from lvkam.training import is_finished
-from lvkam.writing import write_atomically, write_table
+from lvkam.writing import make_folder, write_picture, write_table, write_text
 
 SUMMARY = ("summary.csv", "summary.md", "summary.png")
 
@@ -144,10 +144,9 @@ def run_matrix(
     say(f"{len(cells)} cells, {len(cells) - len(left)} of them finished already")
     commands = []
     for cell in left:
-        cell.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(cell.folder)
         written = cell.folder / "config.ini"  # which is what a run has that is begun
-        with write_atomically(written) as temporary:
-            temporary.write_text(cell.config.to_ini(), encoding="utf-8")
+        write_text(written, cell.config.to_ini())
         # as a command of its own, so that threads can be divided and a crash takes no other cell along
         train = (sys.executable, "-m", "lvkam_cli", "train", str(written))
         options = [] if device is None else ["--device", device]
@@ -170,9 +169,8 @@ def run_matrix(
         if cell.folder in failures:
             rows.append(_row(cell, failures[cell.folder]))
         else:
-            checkpoint = read_checkpoint(cell.folder / "ckpt.h5")
             evaluation = _evaluated(cell, num_images, num_samples, data_dir)
-            rows.append(_row(cell, "done", checkpoint, evaluation))
+            rows.append(_row(cell, "done") | _figures(cell, evaluation))
     _write_summary(cells, rows, output)
     return rows
 
@@ -208,15 +206,17 @@ def _is_finished(cell: Cell) -> bool:
     return is_finished(read_checkpoint(cell.folder / "ckpt.h5").progress, cell.config.training)
 
 
-def _row(cell: Cell, status: str, checkpoint: Checkpoint | None = None, evaluation: Any = None) -> dict[str, str]:
-    row = dict.fromkeys(COLUMNS, "")
-    row |= dict(zip(COLUMNS, map(str, cell.key), strict=False)) | {"Status": status, "Folder": str(cell.folder)}
-    if checkpoint is None:
-        return row
-    progress, training = checkpoint.progress, cell.config.training
+def _row(cell: Cell, status: str) -> dict[str, str]:
+    known = dict(zip(COLUMNS, map(str, cell.key), strict=False)) | {"Status": status, "Folder": str(cell.folder)}
+    return dict.fromkeys(COLUMNS, "") | known
+
+
+def _figures(cell: Cell, evaluation: dict[str, Any]) -> dict[str, str]:
+    """What a finished run has come to."""
+    progress, training = read_checkpoint(cell.folder / "ckpt.h5").progress, cell.config.training
     # the last epoch may have been cut short
     seen = progress.epoch * training.num_train + min(progress.batches * training.batch_size, training.num_train)
-    return row | {
+    return {
         "Test NLL (nats)": f"{evaluation['nll_nats']:.3f}",
         "Standard Error": f"{evaluation['nll_stderr']:.3f}",
         "Time (s)": f"{progress.seconds:.0f}",
@@ -240,24 +240,20 @@ def _evaluated(cell: Cell, num_images: int, num_samples: int, data_dir: Path | N
         if isinstance(found, dict) and found | of == found:
             return found
     found = evaluate_checkpoint(cell.folder / "ckpt.h5", num_images, num_samples, data_dir=data_dir, data=held_out)
-    with write_atomically(kept) as temporary:
-        temporary.write_text(json.dumps(found | of, indent=2), encoding="utf-8")
+    write_text(kept, json.dumps(found | of, indent=2))
     return found
 
 
 def _write_summary(cells: Sequence[Cell], rows: Sequence[dict[str, str]], output: Path) -> None:
     write_table(output / "summary.csv", COLUMNS, rows)
-    with write_atomically(output / "summary.md") as temporary:
-        temporary.write_text(as_markdown(rows), encoding="utf-8")
+    write_text(output / "summary.md", as_markdown(rows))
     panels = []
     for cell, row in zip(cells, rows, strict=True):
         if row["Status"] == "done":
             with h5py.File(cell.folder / "generated_images.h5", "r") as file:
                 panels.append((f"{cell}: {row['Test NLL (nats)']} nats", file["samples"][:SHOWN]))  # pyright: ignore
     if panels:
-        figure = collage(panels)
-        with write_atomically(output / "summary.png") as temporary:
-            drawn(figure).save(temporary, format="PNG")
+        write_picture(output / "summary.png", drawn(collage(panels)))
 
 
 def as_markdown(rows: Sequence[dict[str, str]]) -> str:

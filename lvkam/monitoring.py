@@ -17,7 +17,7 @@ from PIL import Image
 from lvkam.errors import InputError
 from lvkam.progress import EpochRecord
 from lvkam.run_folder import EVENTS, FRAMES
-from lvkam.writing import WriteError, remove_parts, write_atomically
+from lvkam.writing import make_folder, remove_parts, write_picture
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -81,10 +81,7 @@ def watching(
     writer_class = summary_writer() if tensorboard else None
     _remove_stale(folder, gen_every, since)
     for name in [FRAMES] * (gen_every > 0) + [EVENTS] * tensorboard:
-        try:
-            (folder / name).mkdir(exist_ok=True)
-        except OSError as error:
-            raise WriteError(folder / name, error) from error
+        make_folder(folder / name)
     # readers drop what an earlier part of the run wrote of the epochs that are to come again
     writer = (
         writer_class(str(folder / EVENTS), purge_step=None if since is None else since + 1) if writer_class else None
@@ -97,8 +94,7 @@ def watching(
             return
         picture = draw()
         if framed:
-            with write_atomically(folder / FRAMES / f"epoch_{epoch:05}.png") as temporary:
-                picture.save(temporary, format="PNG")
+            write_picture(folder / FRAMES / f"epoch_{epoch:05}.png", picture)
         if writer is not None:
             row = records[-1].as_row()
             row["Grid Updated"] = str(int(records[-1].grid_updated))

@@ -334,6 +334,7 @@ class ThermodynamicIntegration(Objective):
             weights, value, size = self._weigh(log_likelihood, model.prior.kernel, images_rng, share)
         on_likelihood, on_prior = weights
         carried = self._carried(on_likelihood, images_rng, share)
+        # one tensor where V = W: the same samples carry both, and nothing is drawn a second time
         of_prior = carried if on_prior is on_likelihood else self._carried(on_prior, images_rng, share)
         frozen = self._freeze(model, draws, table, out, (carried, of_prior), share.mean(size), share.num_images)
         if value is None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lvkam.config import Config
 from lvkam.model import LVKAM
-from lvkam.univariate import UnivariateFunctions
+from lvkam.univariate import UnivariateFunctions, twice_differentiable
 
 MOST_CHARACTERS = 3_600_000
 """Of weights, written as base64: with pictures and curves a page stays under 5 MB."""
@@ -51,13 +51,12 @@ def _layers(model: LVKAM) -> list[UnivariateFunctions]:
     return [layer for layer in model.generator.layers if isinstance(layer, UnivariateFunctions)]
 
 
-def _error_of(model: LVKAM, weights: Sequence[Tensor], z: Tensor) -> float:
-    """How far other weights move the data that the latents, (N, Q), decode to; of data beyond 1, relative to it."""
-    x = z
-    for layer, weight in zip(_layers(model), weights, strict=True):
-        x = layer.features(x).flatten(1) @ weight.flatten(0, 1)
-    y = model.decode(z)
-    return ((model.output_activation(x) - y) / y.abs().clamp(min=1)).abs().max().item()
+def _decoded(model: LVKAM, weights: Sequence[Tensor], z: Tensor) -> Tensor:
+    """What a generator of these weights makes of latents: (N, Q) -> (N, D)."""
+    with twice_differentiable():
+        for layer, weight in zip(_layers(model), weights, strict=True):
+            z = layer.features(z).flatten(1) @ weight.flatten(0, 1)
+    return model.output_activation(z)
 
 
 @torch.no_grad()
@@ -73,7 +72,8 @@ def generator_payload(
         most_characters: what the weights may take.
     """
     settings, layers = config.generator, _layers(model)
-    weights = [layer.weight() for layer in layers]
+    with twice_differentiable():  # in full precision, whatever the model multiplies in: so does the page
+        weights = [layer.weight() for layer in layers]
     sizes, count = [weight.numel() / 6 for weight in weights], len(weights)  # six bits are a character
     floats = next(
         (n for n in range(count, -1, -1) if 32 * sum(sizes[:n]) + 16 * sum(sizes[n:]) <= most_characters), None
@@ -82,7 +82,9 @@ def generator_payload(
         return None
     quantised = [_quantised(weight) for weight in weights[floats:]]
     restored = [torch.from_numpy(integers * scale[..., None]) for integers, scale in quantised]
-    if not _error_of(model, weights[:floats] + restored, z) <= TOLERANCE:
+    exact, rounded = (_decoded(model, some, z) for some in (weights, weights[:floats] + restored))
+    # of data beyond 1, relative to it
+    if not ((rounded - exact) / exact.abs().clamp(min=1)).abs().max() <= TOLERANCE:
         return None
     coded = [{"weight": encode_array(weight.numpy())} for weight in weights[:floats]]
     coded += [{"weight": encode_array(integers), "scale": encode_array(scale)} for integers, scale in quantised]

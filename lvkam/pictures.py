@@ -17,7 +17,6 @@ from lvkam.annealing import RESAMPLERS, Annealed, anneal_prior, power_schedule
 from lvkam.build import load_checkpoint
 from lvkam.errors import InputError
 from lvkam.evidence import PARTICLES
-from lvkam.experiment import draw_samples
 from lvkam.function_figures import MOST_PANELS, NODES, Names, functions_figure, network_figure, prior_figure
 from lvkam.inspection import (
     decode,
@@ -95,7 +94,7 @@ def _spread_pixels(variance: np.ndarray, image_shape: tuple[int, ...] | None) ->
 
 def _traversal(subject: Subject) -> Figure:
     coordinates = subject.order if subject.coordinates else subject.order[:TRAVERSED]
-    z = subject.latents(1)[0]
+    _, (z,) = subject.draw(1)
     moved = list(subject.images(traversal(subject.loaded.model, subject.densities, z, coordinates, LEVELS)))
     names = [f"$z_{{{q}}}$ ({100 * subject.activities[q]:.0f} %)" for q in coordinates]
     label = "quantile of the coordinate's prior"
@@ -106,8 +105,8 @@ def _traversal(subject: Subject) -> Figure:
 
 
 def _interpolation(subject: Subject) -> Figure:
-    z = subject.latents(2 * INTERPOLATED).reshape(INTERPOLATED, 2, -1)
-    rows = [subject.images(interpolation(subject.loaded.model, subject.densities, ends, STEPS)) for ends in z]
+    pairs = np.split(subject.draw(2 * INTERPOLATED)[1], INTERPOLATED)
+    rows = [subject.images(interpolation(subject.loaded.model, subject.densities, ends, STEPS)) for ends in pairs]
     names = [f"{2 * n} to {2 * n + 1}" for n in range(len(rows))]
     label = "share of the way, in quantiles of the prior"
     if subject.is_table:
@@ -135,24 +134,21 @@ def _loss(subject: Subject) -> Figure:
 
 
 def _samples(subject: Subject) -> Figure:
-    checkpoint, config, model = subject.loaded
-    number = min(subject.num_images or 100, MOST_POINTS if subject.is_table else MOST_IMAGES)
-    drawn, _ = draw_samples(model, config, number, subject.seed, of_table=subject.is_table)
-    if (of := checkpoint.standardisation) is not None:
-        return pair_plot(of.restore(drawn.numpy()), of.columns, of.mean, of.std)
-    return sheet_figure(subject.images(drawn.numpy()))
+    drawn, _ = subject.draw(min(subject.num_images or 100, MOST_POINTS if subject.is_table else MOST_IMAGES))
+    if (of := subject.loaded.checkpoint.standardisation) is not None:
+        return pair_plot(of.restore(drawn), of.columns, of.mean, of.std)
+    return sheet_figure(subject.images(drawn))
 
 
 def _nearest(subject: Subject) -> Figure:
     if subject.is_table:
         raise PictureError(f"{subject.path}: is a model of rows; nearest neighbours are drawn of images")
     _check_room(subject)
-    _, config, model = subject.loaded
     among = subject.training()
-    drawn = draw_samples(model, config, subject.num_images or 20, subject.seed)[0].clamp(0, 1)
-    index, distance = nearest(drawn, among)
+    drawn = subject.draw(subject.num_images or 20)[0].clip(0, 1)
+    index, distance = nearest(torch.from_numpy(drawn), among)
     title = f"samples, and below each the nearest of {len(among):,} training images, with their distance"
-    images, neighbours = subject.images(drawn.numpy()), subject.images(among[index].numpy())
+    images, neighbours = subject.images(drawn), subject.images(among[index].numpy())
     return nearest_figure(images, neighbours, distance, title)
 
 

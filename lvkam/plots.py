@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -79,11 +78,6 @@ def image_grid(images: np.ndarray) -> Image.Image:
         left = line + index % columns * (width + line)
         sheet[top : top + height, left : left + width] = image
     return Image.fromarray(sheet)
-
-
-def save_image_grid(path: Path, images: np.ndarray) -> None:
-    """Write `image_grid` as a PNG file, whatever the path ends with."""
-    image_grid(images).save(path, format="PNG")
 
 
 def sheet_figure(images: np.ndarray) -> Figure:
@@ -183,13 +177,6 @@ def short_name(name: str) -> str:
     """A column's name as a figure has room for."""
     # a dollar sign would begin mathematics
     return (name if len(name) <= 20 else f"{name[:19]}…").replace("$", r"\$")
-
-
-def save_loss_curve(csv_path: Path, png_path: Path) -> None:
-    """Draw `loss.csv`."""
-    with csv_path.open(newline="", encoding="utf-8") as file:
-        figure = loss_figure(list(csv.DictReader(file)))
-    drawn(figure).save(png_path, format="PNG")
 
 
 def loss_figure(rows: Sequence[Mapping[str, str]]) -> Figure:

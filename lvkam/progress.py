@@ -114,5 +114,6 @@ _COUNTS = ("seconds", "batches", "last_grid_update", "grid_update_period", "skip
 def _scalars() -> dict[str, np.dtype]:
     """Names of the numbers in a file, and their types there."""
     types = {"int": np.dtype(np.int64), "float": np.dtype(np.float64), "bool": np.dtype(np.bool_)}
+    # types are text here, by the import from __future__ above
     named = {f.name: types[str(f.type)] for f in fields(TrainingState) if str(f.type) in types}
     return {name: dtype for name, dtype in named.items() if name not in {"epoch", "iteration"}}

@@ -50,7 +50,7 @@ from lvkam.summary import (
     nll_words,
     run_facts,
 )
-from lvkam.writing import WriteError, write_atomically
+from lvkam.writing import WriteError, write_text
 
 Metrics = Literal["all", "nll", "none"]
 
@@ -132,15 +132,15 @@ def write_comparison(
         all_figures.append(figures)
         problems += [] if problem is None else [f"{run.name}: {problem}"]
         say(f"{run.name}: looking at what was learnt")
-        learnt = look_at(run, run.checkpoint.seed if seed is None else seed)
+        subject, samples, _ = look_at(run, run.checkpoint.seed if seed is None else seed)
         shown.append(
             {
                 "name": run.name,
                 "style": f"c{index % COLOURS}" + " dashed" * (index >= COLOURS),
-                "samples": sheet(run, learnt.samples),
+                "samples": sheet(run, samples),
                 "is_table": run.is_table,
                 "note": nll_words(figures) if figures else "",
-                "priors": prior_charts(run, learnt, PRIORS_COMPARED),
+                "priors": prior_charts(run, subject, PRIORS_COMPARED),
             }
         )
     context = {
@@ -160,8 +160,7 @@ def render_page(output: Path, template: str, context: dict[str, Any]) -> None:
         loader=jinja2.PackageLoader("lvkam"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     page = environment.get_template(template).render(version=importlib.metadata.version("lvkam"), **context)
-    with write_atomically(output) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(output, page)
 
 
 def _test_data(run: Run, data: str | None, data_dir: Path | None, say: Callable[[str], None]) -> Samples | None:
@@ -191,12 +190,12 @@ def _measure(
     if test is None:
         return None, f"No figures of test data: {NO_DATA}"
     say(f"{run.name}: measuring on test data")
-    evaluate = partial(evaluate_checkpoint, run.path, seed=seed, data_dir=data_dir, data=data, loaded=run.loaded)
-    figures = evaluate(len(test.x))
+    evaluate = partial(evaluate_checkpoint, run.path, seed=seed, data_dir=data_dir, loaded=run.loaded)
+    figures = evaluate(data=test)
     if metrics == "nll":
         return figures, None
     try:
-        return figures | evaluate(metrics=METRICS), None
+        return figures | evaluate(data=data, metrics=METRICS), None
     except (DataError, FeaturesError, WriteError) as error:
         say(f"warning: no metrics but the likelihood: {error}")
         return figures, f"No metrics but the likelihood: {NO_DATA if isinstance(error, DataError) else NO_CLASSIFIER}"
@@ -204,9 +203,9 @@ def _measure(
 
 def _describe(run: Run, test: Samples | None, figures: dict[str, Any] | None, seed: int) -> dict[str, Any]:
     """What the template shows of a run."""
-    learnt = look_at(run, seed)
-    page = page_data(run, learnt)
-    movable = learnt.order if page["generator"] else page["frames"]["coordinates"]
+    subject, samples, latents = look_at(run, seed)
+    page = page_data(run, subject, latents)
+    movable = subject.order if page["generator"] else page["frames"]["coordinates"]
     return {
         "title": run.data_name,
         "run_name": run.name,
@@ -215,21 +214,21 @@ def _describe(run: Run, test: Samples | None, figures: dict[str, Any] | None, se
         "caution": caution(figures),
         "facts_of_run": run_facts(run),
         "is_table": run.is_table,
-        "samples": sheet(run, learnt.samples),
+        "samples": sheet(run, samples),
         "real": None if test is None else sheet(run, test.x.numpy()),
-        "reconstructions": None if test is None or run.is_table else reconstructions(run, learnt, test.x),
+        "reconstructions": None if test is None or run.is_table else reconstructions(run, subject, test.x),
         "log": run.log,
         "loss": loss_charts(run.log) if run.log else [],
         "image_size": None if run.is_table else run.shape[:2],
-        "coordinates": [(q, coordinate_name(q), percent(learnt.activity[q])) for q in movable],
+        "coordinates": [(q, coordinate_name(q), percent(subject.activities[q])) for q in movable],
         "is_live": page["generator"] is not None,
-        "priors": prior_charts(run, learnt),
+        "priors": prior_charts(run, subject),
         "num_open": MOST_OPEN,
         "num_components": run.config.prior.num_components,
         "num_drawn": min(MOST_COMPONENTS, run.config.prior.num_components),
-        "traversals": [] if run.is_table else traversal_strips(run, learnt),
-        "traversal_charts": traversal_charts(run, learnt) if run.is_table else [],
-        "functions": function_groups(learnt),
+        "traversals": [] if run.is_table else traversal_strips(run, subject, latents[0]),
+        "traversal_charts": traversal_charts(run, subject, latents[0]) if run.is_table else [],
+        "functions": function_groups(subject),
         "metrics": metric_groups(figures.get("metrics", []) if figures else []),
         "config": run.shown_config.to_ini(),
         "page": page,

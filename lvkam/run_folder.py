@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import os
 import socket
 import tempfile
@@ -21,7 +23,7 @@ from lvkam.hdf5 import write_hdf5
 from lvkam.plots import drawn, image_grid, pair_plot
 from lvkam.progress import EpochRecord
 from lvkam.standardisation import Standardisation
-from lvkam.writing import WriteError, remove_parts, write_atomically, write_table
+from lvkam.writing import PART, WriteError, remove_parts, write_picture, write_table, write_text
 
 RUN_FILES = (
     "config.ini", "loss.csv", "loss.png", "ckpt.h5", "best.h5",
@@ -32,11 +34,11 @@ RUN_FILES = (
 FRAMES, EVENTS = "evolution", "tensorboard"
 """Folders within it, for whoever wants to watch a training."""
 
+OUTCOMES = ("loss.png", "generated_images.h5", "generated_images.png")
+"""What a run writes when all is trained."""
+
 JOURNAL = "journal.log"
 """Of a sweep, in its folder."""
-
-OUTCOMES = ("loss.png", "generated_images.h5", "generated_images.png")
-"""What it writes when all is trained."""
 
 
 class OutputError(InputError):
@@ -65,12 +67,20 @@ def results_in(folder: Path) -> list[str]:
 
     Raises:
         OutputError: no folder can have this name.
+        WriteError: nobody may look there.
     """
     try:
         held = [name for name in RUN_FILES if (folder / name).exists()]
         return held + [name for name in (FRAMES, EVENTS) if any((folder / name).glob("*"))]
-    except OSError as error:  # a name that is too long, say
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+    except OSError as error:
+        raise _refusal(folder, error) from error
+
+
+def _refusal(path: Path, error: OSError) -> OutputError | WriteError:
+    """Bad input is a name that no file can have; whatever else the system refuses is a failure."""
+    if error.errno == errno.ENAMETOOLONG:
+        return OutputError(f"{path}: cannot be written ({error.strerror})")
+    return WriteError(path, error)
 
 
 def check_files(files: Sequence[Path], overwrite: bool, checkpoint: Path | None = None) -> None:
@@ -82,7 +92,8 @@ def check_files(files: Sequence[Path], overwrite: bool, checkpoint: Path | None 
         checkpoint: what they are made from, if it is one, and must not replace.
 
     Raises:
-        OutputError: one is there already or is the checkpoint, two are the same, or a place cannot be written.
+        OutputError: one is there already or is the checkpoint, two are the same, or there is no such place.
+        WriteError: nothing can be written there.
     """
     for file in files:
         try:
@@ -92,10 +103,10 @@ def check_files(files: Sequence[Path], overwrite: bool, checkpoint: Path | None 
                 raise OutputError(f"{file}: exists already; give --overwrite to replace it")
             if not file.absolute().parent.is_dir():
                 raise OutputError(f"{file}: there is no folder {file.parent}")
-            with tempfile.TemporaryFile(dir=file.absolute().parent):
-                pass
+            with tempfile.NamedTemporaryFile(prefix=f".{file.name}.", suffix=PART, dir=file.absolute().parent):
+                pass  # under a name as long as it will have while it is written
         except OSError as error:
-            raise OutputError(f"{file}: cannot be written ({error.strerror})") from error
+            raise _refusal(file, error) from error
     places = {file.resolve() for file in files}
     if len(places) < len(files):
         raise OutputError(f"{', '.join(map(str, files))}: must be different files")
@@ -158,10 +169,8 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     try:
         if owner.exists():
             say(f"{folder}: its last training did not end by itself ({_owner(owner)}); taking over")
-        with write_atomically(owner) as temporary:
-            temporary.write_text(
-                f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-            )
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_text(owner, f"process {os.getpid()} on {socket.gethostname()}, since {since}")
         remove_parts(folder, (*RUN_FILES, owner.name))
         yield
     finally:
@@ -185,6 +194,12 @@ def write_losses(path: Path, records: Iterable[EpochRecord]) -> None:
     """
     rows = [record.as_row() for record in records]
     write_table(path, list(rows[0]), rows)
+
+
+def read_losses(path: Path) -> list[dict[str, str]]:
+    """The rows of `loss.csv`."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def save_samples(
@@ -213,8 +228,7 @@ def save_samples(
             file["latents"] = latents.astype(np.float32)
 
     write_hdf5(path, fill, seal=False)
-    with write_atomically(picture or path.with_suffix(".png")) as temporary:
-        picture_of(samples, image_shape, standardisation).save(temporary, format="PNG")
+    write_picture(picture or path.with_suffix(".png"), picture_of(samples, image_shape, standardisation))
 
 
 def as_in_data(

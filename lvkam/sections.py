@@ -6,6 +6,7 @@ travels with its field, so that messages and the table of keys are made from the
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -249,6 +250,11 @@ class TrainingConfig(Section):
     gradient_selection: Literal["top", "resampled"] = _key(
         "top", "which ones, if not all: those of the largest weights, or drawn by their weights, which is unbiased"
     )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that N_train images make."""
+        return math.ceil(self.num_train / self.batch_size)
 
 
 class OptimizerConfig(Section):

@@ -13,7 +13,7 @@ import hashlib
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -162,16 +162,22 @@ def arrays_of(name: str, data_dir: Path | None = None) -> dict[str, Rows]:
         return own_arrays(Path(name))
     source = _source(name)
     return {
-        split: in_memory(_read_images(name, source, {file: find(name, file, data_dir) for file in files}))
+        split: in_memory(_read_images(source, [_found(name, file, data_dir) for file in files]))
         for split, files in source.images.items()
     }
 
 
-def _read_images(name: str, source: Source, paths: Mapping[str, Path]) -> np.ndarray:
+def _found(name: str, file: str, data_dir: Path | None) -> Path:
+    """`find`, for a reader: one that trusts gets verified bytes only."""
+    path = find(name, file, data_dir)
+    if SOURCES[name].is_trusting:
+        check_bytes(name, file, path)
+    return path
+
+
+def _read_images(source: Source, paths: Sequence[Path]) -> np.ndarray:
     parts = []
-    for file, path in paths.items():
-        if source.is_trusting:
-            check_bytes(name, file, path)
+    for path in paths:
         parts.append(images := source.read(path))
         if images.ndim not in {3, 4}:
             raise DataError(f"{path}: holds an array of {images.ndim} dimensions, not images")
@@ -184,9 +190,7 @@ def labels_of(name: str, split: str, data_dir: Path | None = None) -> np.ndarray
     """The labels of a split of a data set known by name, (N,); raises as `arrays_of`."""
     source, parts = _source(name), []
     for file in source.labels[split]:
-        path = find(name, file, data_dir)
-        if source.is_trusting:
-            check_bytes(name, file, path)
+        path = _found(name, file, data_dir)
         parts.append(source.read_labels(path))
         if parts[-1].ndim != 1:
             raise DataError(f"{path}: holds labels of {parts[-1].ndim} dimensions instead of 1")
@@ -280,7 +284,7 @@ def _download(name: str, source: Source, file: str, places: list[Path]) -> Path:
                 elif source.archive is None:
                     return fetched.replace(goal)
                 else:
-                    _unpack(fetched, folder, [name for files in source.images.values() for name in files])
+                    _unpack(fetched, folder, files_of(name))
                     fetched.unlink()
                     return goal
     except (OSError, tarfile.TarError) as error:

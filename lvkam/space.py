@@ -83,7 +83,8 @@ def read_space(path: Path, config: Config) -> list[Dimension]:
 def _dimension(section: str, key: str, text: str, path: Path, config: Config, problems: list[str]) -> Dimension | None:
     """Of one key; what is wrong with it is added to the problems."""
     place = f"{path}: [{section}] {key} = {text}"
-    found = Dimension(f"{section}.{key}", Choices(tuple(part.strip() for part in text.split("|"))))
+    choices = tuple(part.strip() for part in text.split("|"))
+    found = Dimension(f"{section}.{key}", Choices(choices))
     if section != TOGETHER and (match := _RANGE.fullmatch(text)):
         ends = match["low"], match["high"]
         wrong = [problem for end in ends for problem in _refused(config, found.overrides(end), path)]
@@ -98,7 +99,6 @@ def _dimension(section: str, key: str, text: str, path: Path, config: Config, pr
             problems.append(f"{place}: must begin above 0, where logarithms are spread evenly")
             return None
         return found._replace(domain=Range(low, high, isinstance(low, int), match["log"] is not None))
-    choices = found.domain.values if isinstance(found.domain, Choices) else ()
     if len(choices) < 2 or len(set(choices)) < len(choices):
         problems.append(f"{place}: must be a range (0.1 .. 1, or 0.1 .. 1 log), or different choices (a | b)")
         return None

@@ -83,6 +83,9 @@ def extend_grid(knots: Tensor, degree: int) -> Tensor:
 
     Returns:
         (I, G+1+2k), of the dtype of `knots`.
+
+    >>> extend_grid(torch.tensor([[0.0, 1.0, 4.0]]), degree=2).tolist()
+    [[-4.0, -2.0, 0.0, 1.0, 4.0, 6.0, 8.0]]
     """
     spacing = (knots[:, -1:] - knots[:, :1]) / (knots.shape[1] - 1)
     steps = spacing * torch.arange(1, degree + 1, dtype=knots.dtype, device=knots.device)  # (I, k)

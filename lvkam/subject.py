@@ -103,10 +103,11 @@ class Subject:
         """The posterior of images, or rows, (B, D)."""
         return posterior(self.loaded.model, x, POSTERIOR_SAMPLES, self.rng(3))
 
-    def latents(self, count: int) -> np.ndarray:
-        """Draws of the prior, those of `draw_samples`: (count, Q)."""
-        config, model = self.loaded.config, self.loaded.model
-        return draw_samples(model, config, count, self.seed, of_table=self.is_table)[1].numpy().astype(float)
+    def draw(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The model's first samples of the seed, as it sees data, (count, D), and their latents, (count, Q)."""
+        _, config, model = self.loaded
+        samples, latents = draw_samples(model, config, count, self.seed, of_table=self.is_table)
+        return samples.numpy(), latents.double().numpy()
 
     def output_name(self, layer: str, index: int) -> str:
         """What an output of a layer is called."""

@@ -7,7 +7,6 @@ training a trial whose test NLL is above the median of the others' is given up.
 
 from __future__ import annotations
 
-import csv
 import math
 import signal
 import warnings
@@ -28,10 +27,10 @@ from lvkam.experiment import run_experiment
 from lvkam.interruption import Interrupted, Interruption
 from lvkam.processes import Command, run_side_by_side
 from lvkam.progress import EpochRecord
-from lvkam.run_folder import JOURNAL, OutputError
+from lvkam.run_folder import JOURNAL, OutputError, read_losses
 from lvkam.space import Dimension, Range
 from lvkam.training import done_share
-from lvkam.writing import write_atomically, write_table
+from lvkam.writing import make_folder, write_table, write_text
 
 TABLE, BEST = "trials.csv", "best.ini"
 STUDY = "lvkam"
@@ -152,7 +151,7 @@ def _claim(config: Config, space: Sequence[Dimension], folder: Path) -> None:
     }
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is not a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with locked(folder):
         begun = [name for name in written if (folder / name).exists()]
         strangers = [path.name for path in folder.iterdir() if path.name not in {".lock", *written}]
@@ -166,8 +165,7 @@ def _claim(config: Config, space: Sequence[Dimension], folder: Path) -> None:
                 what = "another configuration" if name == "base.ini" else "another space"
                 raise OutputError(f"{path}: the sweep in this folder has {what}; give another --output")
             if name not in begun:
-                with write_atomically(path) as temporary:
-                    temporary.write_text(text, encoding="utf-8")
+                write_text(path, text)
 
 
 class _Worker:
@@ -236,7 +234,7 @@ class _Worker:
                 say=self._tell_warnings, interruption=self.interruption, on_epoch=watch,
             )  # fmt: skip
         except Interrupted:
-            if watch is None or not watch.gave_up:
+            if watch is None or not watch.gave_up or self.interruption.is_asked:
                 raise
             self.interruption.number = None
             return TrialState.PRUNED, ""
@@ -298,10 +296,7 @@ def trial_folder(folder: Path, number: int) -> Path:
 def _last_row(run: Path) -> dict[str, str]:
     """The end of a run's losses; nothing where there are none."""
     path = run / "loss.csv"
-    if not path.exists():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return (list(csv.DictReader(file)) or [{}])[-1]
+    return (read_losses(path) or [{}])[-1] if path.exists() else {}
 
 
 def table_of(folder: Path, study: optuna.Study) -> list[dict[str, str]]:
@@ -319,8 +314,7 @@ def write_summary(folder: Path, study: optuna.Study) -> Best | None:
         return None
     best = study.best_trial
     text = (trial_folder(folder, best.number) / "config.ini").read_text(encoding="utf-8")
-    with write_atomically(folder / BEST) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(folder / BEST, text)
     return Best(best.number, float(best.values[0]), dict(best.params), folder / BEST)
 
 

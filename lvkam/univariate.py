@@ -107,10 +107,6 @@ class FunctionFamily:
         numbers = CHUNK if self.compiled else CHUNK // 4  # which then takes four times as much on the way
         return max(1, (32 * numbers if matrix.is_cuda else numbers) // len(matrix))
 
-    def product_dtype(self, x: Tensor) -> torch.dtype:
-        """In what a layer multiplies the features of x; float64 stays what it is."""
-        return self.precision if x.dtype == torch.float32 else x.dtype
-
 
 def _plain(tensor: Any) -> Any:
     """Without graph and contiguous, as the kernels take it: each other form would be compiled for itself."""
@@ -163,7 +159,7 @@ class _SummedFunctions(torch.autograd.Function):
         ctx.save_for_backward(x, base, bandwidth, coef, w_spline)
         ctx.knots, ctx.family = knots, family
         x, base, bandwidth = _plain(x), _plain(base), _plain(bandwidth)
-        dtype = family.product_dtype(x)
+        dtype = family.precision if x.dtype == torch.float32 else x.dtype  # float64 stays what it is
         weight = family.kernel(_weight)(_plain(coef), _plain(w_spline), _plain(w_base), dtype)
         ctx.matrix = matrix = weight.flatten(0, 1)
         rows = family.rows_at_a_time(matrix)

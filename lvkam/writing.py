@@ -9,8 +9,13 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-_PART = ".part"
+if TYPE_CHECKING:
+    from PIL import Image
+
+PART = ".part"
+"""What names of files end with that are being written."""
 
 
 class WriteError(OSError):
@@ -23,6 +28,14 @@ class WriteError(OSError):
         super().__init__(f"{path}: cannot be written ({reason})")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where there is none; raises WriteError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(folder, error) from error
+
+
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Context: a temporary path beside `path`, synced and renamed to it at the end, removed on failure.
@@ -31,7 +44,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
         WriteError: it could not be written.
     """
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -46,6 +59,18 @@ def write_atomically(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         raise WriteError(path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8; raises WriteError."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a PNG file, whatever its name ends with; raises WriteError."""
+    with write_atomically(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
@@ -67,5 +92,5 @@ def _sync(path: Path) -> None:
 def remove_parts(folder: Path, names: Iterable[str]) -> None:
     """Remove what a crash has left half written of these files; nobody else may be writing them."""
     for name in names:
-        for part in folder.glob(f".{name}.*{_PART}"):
+        for part in folder.glob(f".{name}.*{PART}"):
             part.unlink(missing_ok=True)

@@ -42,7 +42,7 @@ from tests.test_compilation import without_compiler
 PROGRAM = [str(Path(sys.executable).with_name("lvkam"))]
 COMMANDS = [
     "train", "sample", "evaluate", "plot", "report", "info", "check", "data", "fit-features", "experiments",
-    "sweep",
+    "sweep", "completion",
 ]  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LVKAM_DATA_DIR": ""}
 
@@ -251,6 +251,41 @@ def test_evaluate_by_all_metrics(folder: Path, cache: Path, tmp_path: Path, monk
     assert (done.returncode, "3: must be two integers, H,W" in done.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("lvkam ev", ["evaluate"]),
+        ("lvkam completion z", ["zsh"]),
+        ("lvkam plot ckpt.h5 --form", ["--format"]),
+        ("lvkam train nist_config.ini --set GRID_UPDATING.update", [
+            "GRID_UPDATING.update_prior_grid=", "GRID_UPDATING.update_llhood_grid=",
+        ]),
+        ("lvkam sweep nist_config.ini --set MIX_PRIOR.π", ["MIX_PRIOR.π_0="]),
+    ],
+)  # fmt: skip
+def test_bash_completes_what_one_has_begun(words: str, expected: list[str], tmp_path: Path) -> None:
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash here")
+    program = (
+        f'eval "$(lvkam completion bash)"; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); '
+        '_lvkam_completion lvkam; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    path = {"PATH": f"{Path(PROGRAM[0]).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", program], cwd=tmp_path, env={**ENVIRONMENT, **path}, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.split(), done.stderr) == (expected, "")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_their_scripts(shell: str, tmp_path: Path) -> None:
+    done = lvkam("completion", shell, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"_LVKAM_COMPLETE={shell}_complete" in done.stdout
+    refused = lvkam("completion", "sh", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+
+
 def test_plot_temperatures(folder: Path, tmp_path: Path) -> None:
     arguments = ("plot", run_of(folder) / "ckpt.h5", "--what", "temperatures", "--num-images", "3")
     done = lvkam(*arguments, cwd=tmp_path)
@@ -294,6 +329,9 @@ def test_pictures_of_a_checkpoint(
     assert {path.name for path in Path("here").iterdir()} == {"functions.svg", "traversal.svg"}
     assert all(path.read_bytes().startswith(b"<?xml") for path in Path("here").iterdir())
     assert invoked("samples", "--output", "here/a.PDF", "--format", "svg") == (0, "here/a.PDF\n", "")
+    assert invoked("functions,traversal", "--output", "new/folder")[:2] == (
+        0, "new/folder/functions.png\nnew/folder/traversal.png\n",
+    )  # fmt: skip
     before = sorted(tmp_path.rglob("*"))
     refused = {
         ("prior,samples", "--output", "a.png"): "error: a.png/prior.png: there is no folder a.png\n",

@@ -218,6 +218,21 @@ def test_both_splits_are_scaled_alike(tmp_path: Path) -> None:
     assert found.train.max().item() == pytest.approx(1 / 255)
 
 
+@pytest.mark.parametrize("name", ["floats from -1 to 1", "floats from 0 to 255", "bytes", "16 bits, dark"])
+@pytest.mark.parametrize("parts", [("train", "test"), ("samples",)])
+def test_few_dark_images_are_scaled_as_all_of_them_are(name: str, parts: tuple[str, ...], tmp_path: Path) -> None:
+    """The first test image holds no value that tells of the range."""
+    array, *_ = RANGES[name]
+    array = array.copy()
+    array[4] = np.array([0, 1], array.dtype)[[[0, 1, 0, 1, 0]] * 4]
+    arrays = {"samples": array} if len(parts) == 1 else {"train": array[:4], "test": array[4:]}
+    path = npz(tmp_path, **arrays)
+    everything = load_dataset(path, 4, 2)
+    few = load_samples(path, 1, skip=4)
+    assert few.scaling.startswith(everything.scaling)
+    torch.testing.assert_close(few.x, everything.test[:1], rtol=0, atol=0)
+
+
 WITHIN = "must be within"
 FLOATS = "[0, 1], [-1, 1] or [0, 255]"
 OUTSIDE: dict[str, tuple[np.ndarray, str]] = {

@@ -28,6 +28,7 @@ from lvkam.run_folder import OutputError
 from lvkam.standardisation import Standardisation
 from lvkam.subject import Subject
 from lvkam.training import random_stream
+from lvkam.writing import WriteError
 from tests.conftest import h5_arrays, small_config, table_overrides, within, write_table
 
 
@@ -122,7 +123,7 @@ def test_bad_places_and_files_are_refused(checkpoint: Path, tmp_path: Path) -> N
             sample_checkpoint(checkpoint, 1, folder)
     with pytest.raises(OutputError, match=r"cannot be written"):
         sample_checkpoint(checkpoint, 1, tmp_path / ("a" * 300))
-    with pytest.raises(OutputError, match=r"/proc/a\.h5: cannot be written"):
+    with pytest.raises(WriteError, match=r"/proc/a\.h5: cannot be written"):
         sample_checkpoint(checkpoint, 1, Path("/proc/a.h5"))
     with pytest.raises(OutputError, match=r"is the checkpoint itself"):
         sample_checkpoint(checkpoint, 1, checkpoint, tmp_path / "a.png", overwrite=True)

@@ -81,6 +81,18 @@ def test_every_basis_degree_activation_and_encoding_is_computed_as_the_model_doe
             np.testing.assert_allclose(page[rows], ours[rows], tolerance, tolerance, err_msg=str(spreads[index // 3]))
 
 
+def test_the_page_computes_in_full_precision_what_the_model_computes_in_bfloat16() -> None:
+    config = small_config("TRAINING.precision=bf16")
+    model, z = build_model(config, 9), torch.rand(20, 4, generator=stream(0))
+    payload = generator_payload(model, config, z)
+    assert payload is not None
+    exact = copy.deepcopy(model).double().decode(z.double())
+    assert (model.decode(z) - exact).abs().max() > 1e-4  # so there is a difference
+    found = node("({payload, z}) => z.map((v) => Array.from(makeGenerator(payload)(v)))",
+                 {"payload": payload, "z": z.tolist()})  # fmt: skip
+    np.testing.assert_allclose(found, exact.numpy(), atol=2e-5)
+
+
 def test_a_generator_too_large_for_the_page_or_for_16_bits_has_no_payload() -> None:
     config = small_config()
     model = build_model(config, 49)

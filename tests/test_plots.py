@@ -16,14 +16,15 @@ from lvkam.plots import (
     MOST_POINTS,
     SMALLEST_SIDE,
     WIDEST,
+    drawn,
     image_grid,
+    loss_figure,
     pair_plot,
     save_evolution,
-    save_image_grid,
-    save_loss_curve,
 )
 from lvkam.progress import EpochRecord
-from lvkam.run_folder import write_losses
+from lvkam.run_folder import read_losses, write_losses
+from lvkam.writing import write_picture
 
 LINE, GREY = 2, 96
 
@@ -83,7 +84,7 @@ def test_values_beyond_the_range_are_clipped() -> None:
 @pytest.mark.parametrize(("size", "mode"), [((4, 4), "L"), ((4, 4, 3), "RGB")])
 def test_a_grid_is_a_png_whatever_its_name(size: tuple[int, ...], mode: str, tmp_path: Path) -> None:
     images = pixels(3, *size)
-    save_image_grid(tmp_path / "a.jpg", images)
+    write_picture(tmp_path / "a.jpg", image_grid(images))
     with Image.open(tmp_path / "a.jpg") as picture:
         assert (picture.format, picture.mode) == ("PNG", mode)
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(image_grid(images)))
@@ -92,7 +93,7 @@ def test_a_grid_is_a_png_whatever_its_name(size: tuple[int, ...], mode: str, tmp
 def draw(folder: Path, losses: list[float], updated: bool = False) -> np.ndarray:
     records = [EpochRecord(1.0, epoch, loss, loss + 1, updated, 2 * loss, 3.5) for epoch, loss in enumerate(losses)]
     write_losses(folder / "loss.csv", records)
-    save_loss_curve(folder / "loss.csv", folder / "loss.png")
+    write_picture(folder / "loss.png", drawn(loss_figure(read_losses(folder / "loss.csv"))))
     with Image.open(folder / "loss.png") as picture:
         assert picture.format == "PNG"
         return np.asarray(picture.convert("RGB")).astype(int)

@@ -104,7 +104,7 @@ def check_self_contained(path: Path) -> str:
 def test_metrics_stand_beside_their_controls(
     run: Path, few: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features.fit, "__defaults__", (5,))
+    monkeypatch.setattr(features, "STEPS", 5)
     monkeypatch.setattr(quality, "NUM_COMPARED", 60)
     monkeypatch.setattr(bootstrap, "REPLICATES", 20)
     text = write_report(run, tmp_path / "page.html", data_dir=few, say=quiet).read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 import pytest
 
-from lvkam import sweep
+from lvkam import sweep, sweep_report
 from lvkam.build import load_model
 from lvkam.config import ConfigError, load_config
 from lvkam.errors import FailureError
@@ -260,3 +260,31 @@ def test_processes_that_end_leave_trials_to_the_next(
     with pytest.raises(FailureError, match="3 of 3 trials are left; the same command goes on"):
         search(tmp_path / "sweep", dimensions, jobs=2, say=said.append)
     assert said == [f"warning: process {n} ended with 1: " for n in (1, 2)]
+
+
+def test_pictures_of_a_search_have_short_names_and_choices() -> None:
+    together = ["MIX_PRIOR.layer_widths=5, 10 & KAN_LIKELIHOOD.expert_widths=10, 64", "MIX_PRIOR.layer_widths=5, 15"]
+    study = optuna.create_study()
+    for number, size in enumerate(together):
+        study.enqueue_trial({"TOGETHER.size": size})
+        trial = study.ask()
+        assert trial.suggest_categorical("TOGETHER.size", together) == size
+        trial.suggest_float("OPTIMIZER.learning_rate", 0.1, 1)
+        trial.report(number, 1)
+        study.tell(trial, float(number))
+    abridged = sweep_report._abridged(study)
+    assert [set(trial.params) for trial in abridged.trials[:2]] == [{"size", "learning_rate"}] * 2
+    for short, long in zip(abridged.trials, study.trials, strict=True):
+        assert (short.number, short.state, short.values) == (long.number, long.state, long.values)
+        assert short.intermediate_values == long.intermediate_values
+        if long.params:
+            chosen = {together[0]: "5, 10 & 10, 64", together[1]: "5, 15"}[long.params["TOGETHER.size"]]
+            assert short.params["size"] == chosen
+    assert sweep_report._plot(abridged, "Settings one by one", print) is not None
+
+    clashing = optuna.create_study()
+    trial = clashing.ask()
+    trial.suggest_int("MIX_PRIOR.grid_size", 3, 9)
+    trial.suggest_int("KAN_LIKELIHOOD.grid_size", 3, 9)
+    clashing.tell(trial, 1.0)
+    assert set(sweep_report._abridged(clashing).trials[0].params) == {"MIX_PRIOR.grid_size", "KAN_LIKELIHOOD.grid_size"}
