@@ -106,10 +106,9 @@ def write_table(path: Path, rows: int = 230, scale: float = 1.0, seed: int = 0) 
     return table
 
 
-def fenced(page: str, language: str) -> list[str]:
-    """The fenced blocks of a language on a page of docs/."""
-    text = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+def fenced(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a language on a page of Markdown."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def h5_arrays(path: Path) -> dict[str, np.ndarray]:

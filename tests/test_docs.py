@@ -107,9 +107,8 @@ def the_cli() -> click.Group:
 
 def command_lines(page: Path) -> list[list[str]]:
     """Calls of lvkam in a page's shell blocks: their words, after `lvkam`."""
-    blocks = re.findall(r"^```bash\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     found = []
-    for line in "".join(blocks).replace("\\\n", " ").splitlines():
+    for line in "".join(fenced(page, "bash")).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["torchrun"]:
             words = words[words.index("-m") + 1 :]
@@ -200,7 +199,7 @@ def test_the_plain_reader_computes_the_samples(
     )
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    for code in fenced("file-formats.md", "python"):
+    for code in fenced(DOCS / "file-formats.md", "python"):
         assert "lvkam" not in re.sub(r"#.*", "", code)  # but in comments
         exec(compile(code, "file-formats.md", "exec"), names)
     drawn = h5_arrays(tmp_path / "samples.h5")
@@ -216,7 +215,7 @@ def test_the_plain_reader_computes_the_samples(
 def test_the_plain_reader_clips_as_samples_are_clipped(output: str, tmp_path: Path) -> None:
     small_checkpoint(tmp_path, "KAN_LIKELIHOOD.likelihood_model=l2", f"KAN_LIKELIHOOD.output_activation={output}")
     names: dict[str, Any] = {}
-    exec(compile(fenced("file-formats.md", "python")[0], "file-formats.md", "exec"), names)
+    exec(compile(fenced(DOCS / "file-formats.md", "python")[0], "file-formats.md", "exec"), names)
     drawn = h5_arrays(tmp_path / "samples.h5")
     assert (drawn["samples"].min() == 0) == (output != "sigmoid")
     found = names["recompute"](tmp_path / "ckpt.h5", drawn["latents"])
@@ -247,7 +246,7 @@ def test_the_page_of_formats_names_what_there_is(tmp_path: Path) -> None:
 
 def test_the_data_of_the_tutorial_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for code in fenced("tutorial.md", "python"):
+    for code in fenced(DOCS / "tutorial.md", "python"):
         exec(compile(code, "tutorial.md", "exec"), {})
     images = load_dataset("images.npz", 1000, 200)
     assert (images.image_shape, images.what, len(images.test)) == ((20, 20), "images", 200)

@@ -43,8 +43,8 @@ from tests.conftest import (
 )
 
 PAGE = "extending.md"
-OF_BASIS, OF_LIKELIHOOD, USE_OF_LIKELIHOOD, OF_DATA_SET = fenced(PAGE, "python")
-CHANGES_FOR_BASIS, CHANGES_FOR_LIKELIHOOD = fenced(PAGE, "diff")
+OF_BASIS, OF_LIKELIHOOD, USE_OF_LIKELIHOOD, OF_DATA_SET = fenced(REPOSITORY / "docs" / PAGE, "python")
+CHANGES_FOR_BASIS, CHANGES_FOR_LIKELIHOOD = fenced(REPOSITORY / "docs" / PAGE, "diff")
 
 
 def run(code: str) -> dict[str, Any]:

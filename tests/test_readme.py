@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import shlex
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from click.testing import CliRunner
 
 from lvkam import description
 from lvkam.interruption import Interruption
-from tests.conftest import REPOSITORY, few_of_mnist, small_overrides, write_table
+from tests.conftest import REPOSITORY, fenced, few_of_mnist, small_overrides, write_table
 from tests.test_docs import command_lines
 
 README = REPOSITORY / "README.md"
@@ -72,7 +71,7 @@ def test_a_stranger_types_everything_in_the_readme(
         seen.add(words[0])
     assert seen == set(cli.list_commands(click.Context(cli))) - {"fit-features", "completion"}
 
-    (code,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (code,) = fenced(README, "python")
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert (names["z"].shape, names["log_p"].shape, names["images"].shape) == ((1000, 101), (1000,), (100, 196))
@@ -82,8 +81,7 @@ def test_a_stranger_types_everything_in_the_readme(
 
 
 def test_the_two_commands_of_the_readme_are_scripts_that_are_there() -> None:
-    first = re.search(r"^```bash\n(.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert first is not None
-    scripts = [shlex.split(line, comments=True) for line in first[1].splitlines()]
+    first, *_ = fenced(README, "bash")
+    scripts = [shlex.split(line, comments=True) for line in first.splitlines()]
     assert [words[0] for words in scripts] == ["bash", "bash"]
     assert all((REPOSITORY / words[1]).is_file() for words in scripts)
