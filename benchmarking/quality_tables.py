@@ -25,9 +25,9 @@ NOTES = (
     "which err to its disadvantage where few explain an image; and annealing, on the first of these images.",
     "KID, FID, precision, recall and coverage compare samples with as many real test images, the same for all "
     "models, on the features of a classifier. Seconds are those of training steps; kernels that are compiled were so "
-    "before. LV-KAM's products are in bfloat16 where its preset says so; VAE and LEBM are in single precision, not "
-    "compiled; VAE-bf16 is the same VAE, computed as LV-KAM is. They drew with initial weights, an MLP being as fast "
-    "with any.",
+    "before. LV-KAM's products are in bfloat16 where the processor has units for it; VAE and LEBM are in single "
+    "precision, not compiled; VAE-bf16 is the same VAE in bfloat16, compiled. They drew with initial weights, an MLP "
+    "being as fast with any.",
 )
 
 

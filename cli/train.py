@@ -70,12 +70,11 @@ def command(
         if resolved is None:
             with world.together():
                 resolved = read_config(config, overrides, seed)
-        again = world.restarts > 0
         folder = run_experiment(
             resolved,
             output,
-            overwrite=overwrite and not again,
-            resume=resume or again,
+            overwrite=overwrite,
+            resume=resume,
             device=device,
             data_dir=data_dir,
             interruption=interruption,

@@ -37,7 +37,7 @@ from lvkam.splines import BASES
 from lvkam.training import random_stream
 from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": None}
 """Of the generator's matrix products, by their names in the INI file."""
 
 DEVICES = ("cpu", "cuda")

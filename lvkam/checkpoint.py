@@ -7,7 +7,7 @@
     /data/                 of a table: mean (D)  std (D), its columns' standardisation; their names: attr columns
     /training/optimizer/   the optimiser's state, an array for each of its quantities under each parameter's path
     /training/progress/    `TrainingState`: counts, sums, random numbers, the log
-    /training/             compiled (), on_gpu (), threads (), data_sha256 (32): what the run was trained with
+    /training/             compiled (), on_gpu (), bfloat16 (), threads (), data_sha256 (32): what it was trained with
 
 Every array carries the SHA-256 of its bytes, the file the SHA-256 of them all and of its attributes, and before its
 first byte that of all bytes (`lvkam.hdf5`).
@@ -162,6 +162,7 @@ def training_layout(config: Config, data_dim: int, epoch: int) -> Layout:
     layout: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
         "training/compiled": (np.dtype(np.bool_), ()),
         "training/on_gpu": (np.dtype(np.bool_), ()),
+        "training/bfloat16": (np.dtype(np.bool_), ()),
         "training/threads": (_INTEGER, ()),
         "training/data_sha256": (np.dtype(np.uint8), (32,)),
     }

@@ -9,7 +9,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from lvkam.build import (
     check_optimizer_memory,
     choose_compilation,
     choose_device,
+    layers_of,
     load_model,
     model_arrays,
     optimizer_arrays,
@@ -46,6 +47,7 @@ from lvkam.plots import drawn, loss_figure
 from lvkam.progress import EpochRecord, TrainingState
 from lvkam.resumption import resume_point
 from lvkam.run_folder import (
+    JOB,
     OUTCOMES,
     RUN_FILES,
     OutputError,
@@ -174,6 +176,8 @@ def run_experiment(
     say = say if world.is_first else (lambda _: None)
     with listening:
         try:
+            if _goes_on(folder, world):
+                overwrite, resume = False, True
             with ExitStack() as held:
                 with world.together():
                     if world.is_first:  # before anything is written; under the lock once more, when it may have changed
@@ -185,13 +189,21 @@ def run_experiment(
                     dataset = load_config_dataset(config, data_dir)
                     check_optimizer_memory(config, math.prod(dataset.image_shape))
                     if not (resume and results_in(folder)):
-                        choose_compilation(config, chosen)
+                        choose_compilation(config, chosen)  # before anything is written
                     if world.is_first:
                         held.enter_context(_claimed(folder, overwrite or resume, say))
                         saved = resume_point(folder, config, say) if resume else None
                 saved = _of_first(saved, world)
                 with world.together():
-                    run = _Run(config, folder, dataset, chosen, saved, interruption, say, tensorboard, world, on_epoch)
+                    before = None if saved is None else bool(saved.training["training/compiled"])
+                    not_compiled = choose_compilation(config, chosen, before)
+                if world.total(not_compiled is not None)[0] and not_compiled is None:
+                    not_compiled = "another process cannot"
+                with world.together():
+                    run = _Run(
+                        config, folder, dataset, chosen, not_compiled, saved, interruption, say, tensorboard, world,
+                        on_epoch,
+                    )  # fmt: skip
                 run.run()
         except Interrupted as stop:
             if not world.is_first:
@@ -201,6 +213,18 @@ def run_experiment(
             stop.add_note(f"{done}; the same command with --resume{' for --overwrite' if overwrite else ''} {then}")
             raise
     return folder
+
+
+def _goes_on(folder: Path, world: World) -> bool:
+    """Whether torchrun has started a job again after it had begun its run, which then goes on unasked."""
+    begun, mark = False, folder / JOB
+    if world.job and world.is_first:
+        with suppress(OSError):  # what is wrong with the folder will be told
+            if world.restarts:
+                begun = mark.is_file() and mark.read_text(encoding="utf-8") == world.job
+            else:  # of an earlier job, which can have had the same name
+                mark.unlink(missing_ok=True)
+    return bool(world.first(begun)[0])
 
 
 @contextmanager
@@ -235,6 +259,7 @@ class _Run:
     folder: Path
     dataset: Dataset
     device: torch.device
+    not_compiled: str | None
     saved: Checkpoint | None
     interruption: Interruption
     say: Callable[[str], None]
@@ -251,12 +276,10 @@ class _Run:
         self.data_sha256 = np.frombuffer(images.digest(), np.uint8).copy()  # which torch may look at too
         if (self.world.gather(torch.from_numpy(self.data_sha256)) != torch.from_numpy(self.data_sha256)).any():
             raise DataError(f"{dataset.name}: the processes have different {dataset.what}")
-        before = None if saved is None else bool(saved.training["training/compiled"])
         if saved is not None and (saved.training["training/data_sha256"] != self.data_sha256).any():
             raise DataError(
                 f"{self.folder}: {dataset.name}: these are not the {dataset.what} that the run has been trained with"
             )
-        self.not_compiled = choose_compilation(config, self.device, before)
         data_dim = math.prod(dataset.image_shape)
         self.model = assemble_model(config, data_dim, compiled=self.not_compiled is None).to(self.device)
         self.optimizer = build_config_optimizer(config, self.model)
@@ -277,18 +300,11 @@ class _Run:
             if trains:
                 self._train(state)
             return
-        # What is there belongs to this run only if it is finished; the end of a training that goes on will differ.
-        stale = () if finished else OUTCOMES if self.saved is not None else RUN_FILES
-        for name in stale:
-            (folder / name).unlink(missing_ok=True)
-        missing = [name for name in RUN_FILES if not (folder / name).exists()]
-        write_text(folder / "config.ini", self.config.to_ini())
-        if state is not None and "ckpt.h5" in missing:  # it goes on from another one
-            self._save("ckpt.h5", state)
+        missing = self._begin(state, finished)
         self.say(
             f"{self.dataset}; "
             f"{sum(p.numel() for p in self.model.parameters())} parameters on "
-            f"{_device_name(self.model.prior.mixture_logits.device)}"
+            f"{_device_name(self.model)}"
             f"{f' in each of {self.world.size} processes' if self.world.size > 1 else ''}; writing to {folder}"
         )
         if {"real_images.h5", "real_images.png"} & set(missing):
@@ -344,13 +360,26 @@ class _Run:
         for name, now, words in (
             ("compiled", self.not_compiled is None, ("without compiled kernels", "with compiled kernels")),
             ("on_gpu", self.device.type == "cuda", ("on a CPU", "on a GPU")),
+            ("bfloat16", _precision(self.model) == torch.bfloat16, ("in single precision", "in bfloat16")),
         ):
             if training[f"training/{name}"] != now:
-                self.say(
-                    f"warning: trained {words[not now]} so far, {words[now]} now: results may differ in their last bits"
-                )
+                self.say(f"warning: trained {words[not now]} so far, {words[now]} now: results may differ by rounding")
         if saved.lvkam_version != importlib.metadata.version("lvkam"):
             self.say(f"warning: trained by lvkam {saved.lvkam_version} so far: results may differ")
+
+    def _begin(self, state: TrainingState | None, finished: bool) -> list[str]:
+        """Make the folder this run's; what is missing in it."""
+        # What is there belongs to this run only if it is finished; the end of a training that goes on will differ.
+        stale = () if finished else OUTCOMES if self.saved is not None else RUN_FILES
+        for name in stale:
+            (self.folder / name).unlink(missing_ok=True)
+        missing = [name for name in RUN_FILES if not (self.folder / name).exists()]
+        write_text(self.folder / "config.ini", self.config.to_ini())
+        if self.world.job:
+            write_text(self.folder / JOB, self.world.job)
+        if state is not None and "ckpt.h5" in missing:  # it goes on from another one
+            self._save("ckpt.h5", state)
+        return missing
 
     def _rehearse(self) -> None:
         """Take the first step of a new run, by which kernels are compiled; whatever it changes is to be restored."""
@@ -433,6 +462,7 @@ class _Run:
         training = {
             "training/compiled": np.asarray(self.not_compiled is None),
             "training/on_gpu": np.asarray(self.device.type == "cuda"),
+            "training/bfloat16": np.asarray(_precision(self.model) == torch.bfloat16),
             "training/threads": np.asarray(torch.get_num_threads()),
             "training/data_sha256": self.data_sha256,
             **{f"training/optimizer/{path}": array for path, array in of_optimizer.items()},
@@ -458,10 +488,16 @@ class _Run:
         self.is_saved = True
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)"
+def _precision(model: LVKAM) -> torch.dtype:
+    """Of the generator's matrix products."""
+    *_, (_, layer) = layers_of(model)
+    return layer.family.precision_of(layer.coef)
+
+
+def _device_name(model: LVKAM) -> str:
+    device, is_half = model.prior.mixture_logits.device, _precision(model) == torch.bfloat16
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{device} ({name}{', products in bfloat16' if is_half else ''})"
 
 
 def draw_samples(

@@ -44,12 +44,14 @@ class World:
         size: N.
         local_rank: among those on this machine, by which it has its GPU; None without torchrun.
         restarts: how often torchrun has started the job again.
+        job: torchrun's name for it, the same after every restart.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int | None = None
     restarts: int = 0
+    job: str = ""
 
     @property
     def is_first(self) -> bool:
@@ -160,7 +162,8 @@ def joined() -> Iterator[World]:
         return
     try:
         rank, size, local_rank = (int(os.environ[name]) for name in names)
-        world = World(rank, size, local_rank, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        world = World(rank, size, local_rank, restarts, os.environ.get("TORCHELASTIC_RUN_ID", "none"))
     except (KeyError, ValueError) as error:
         raise InputError(f"torchrun sets {', '.join(names)} to numbers; here: {error}") from error
     if torch.cuda.is_available() and local_rank < torch.cuda.device_count():

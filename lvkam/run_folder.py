@@ -37,6 +37,9 @@ FRAMES, EVENTS = "evolution", "tensorboard"
 OUTCOMES = ("loss.png", "generated_images.h5", "generated_images.png")
 """What a run writes when all is trained."""
 
+JOB = ".job"
+"""Which job of several processes has begun the run, or gone on with it: it alone may do so again unasked."""
+
 JOURNAL = "journal.log"
 """Of a sweep, in its folder."""
 

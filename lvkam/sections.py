@@ -227,8 +227,10 @@ class TrainingConfig(Section):
     compile: Literal["auto", "true", "false"] = _key(
         "auto", "compiled kernels; auto: in runs long enough to repay it, if a compiler works"
     )
-    precision: Literal["fp32", "bf16"] = _key(
-        "fp32", "precision of the generator's matrix products; parameters stay fp32"
+    precision: Literal["fp32", "bf16", "auto"] = _key(
+        "fp32",
+        "precision of the generator's matrix products, parameters stay fp32; auto: bf16 where the processor has units "
+        "for it (amx_bf16, avx512_bf16), or the GPU, else fp32",
     )
     checkpoint_every: int = _count(1, 1, LARGEST_COUNT, "epochs between checkpoints")
     checkpoint_minutes: float = _real(10.0, POSITIVE, "minutes between checkpoints within an epoch")
@@ -248,7 +250,7 @@ class TrainingConfig(Section):
         allowed="all, or an integer from 1 to 1000000000",
     )
     gradient_selection: Literal["top", "resampled"] = _key(
-        "top", "which ones, if not all: those of the largest weights, or drawn by their weights, which is unbiased"
+        "top", "which ones, if not all: those of the largest weights, or drawn by their weights, which adds no bias"
     )
 
     @property

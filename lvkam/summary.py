@@ -199,7 +199,7 @@ def run_facts(run: Run) -> list[tuple[str, str]]:
     size = _count(run.shape[0], "column") if run.is_table else "×".join(map(str, run.shape))
     likelihood = f"{generator.likelihood}, output {generator.output_activation}"
     if training.binarize != "none":
-        likelihood += f"; of bits ({training.binarize}), comparable with published nats of binarised images"
+        likelihood += f"; of bits ({training.binarize}), comparable with published nats of bits at the same size"
     elif generator.likelihood == "bernoulli":
         likelihood += "; of grey values a cross-entropy, which does not compare with densities"
     else:

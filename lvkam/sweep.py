@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -41,6 +42,11 @@ RANDOM_TRIALS = 5
 UNJUDGED_TRIALS, UNJUDGED_PARTS = 4, 5
 """Trials that are never given up, and parts of every one before it can be."""
 
+DEATHS, MOST_DEATHS = "deaths", 3
+"""Processes that ended without a word while they ran a trial, an attribute of it; with so many it has failed."""
+WAIT = 1.0
+"""Seconds between looks at the trials that others run."""
+
 COLUMNS = ("Trial", "State", "Test NLL", "Time (s)", "Folder", "Problem")
 STATES = {
     TrialState.COMPLETE: "done", TrialState.PRUNED: "given up", TrialState.FAIL: "failed",
@@ -63,13 +69,12 @@ def journal_of(folder: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
 
 
-def load_study(storage: JournalStorage, seed: int = 1) -> optuna.Study:
-    """The study of a journal, begun if there is none."""
+def load_study(storage: JournalStorage) -> optuna.Study:
+    """The study of a journal, begun if there is none; each trial sets a sampler of its own."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(
         study_name=STUDY,
         storage=storage,
-        sampler=_sampler(seed),
         pruner=optuna.pruners.MedianPruner(UNJUDGED_TRIALS, UNJUDGED_PARTS),
         load_if_exists=True,
     )
@@ -185,29 +190,43 @@ class _Worker:
         self.config, self.space, self.folder, self.trials = config, space, folder, trials
         self.device, self.data_dir, self.say, self.interruption = device, data_dir, say, interruption
         self.storage = journal_of(folder)
-        self.study = load_study(self.storage, config.training.seed)
+        self.study = load_study(self.storage)
 
     def run_one(self) -> bool:
-        """Run a trial, if one is left."""
+        """Run a trial, if one is left: while others run the last ones, wait for what becomes of these."""
         with ExitStack() as held:
-            with locked(self.folder):
-                taken = self._take(held)
-            if taken is None:
-                return False
-            self._finish(taken, *self._run(taken))
-        return True
+            while True:
+                with locked(self.folder):
+                    taken = self._take(held)
+                    running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+                if taken is not None:
+                    outcome = self._run(taken)
+                    with locked(self.folder):
+                        self._tell(taken, *outcome)
+                    return True
+                if not running:
+                    return False
+                time.sleep(WAIT)
 
     def _take(self, held: ExitStack) -> Trial | None:
         """One that somebody has left, or a new one if there are too few; whoever has it holds its lock."""
         trials = self.study.get_trials(deepcopy=False)
-        for number in (trial.number for trial in trials if trial.state == TrialState.RUNNING):
-            if self._hold(number, held):
-                self.say(f"trial {number}: another process has left it: going on")
-                study_id = self.storage.get_study_id_from_name(STUDY)
-                return Trial(self.study, self.storage.get_trial_id_from_study_id_trial_number(study_id, number))
+        for left in (trial for trial in trials if trial.state == TrialState.RUNNING):
+            if not self._hold(left.number, held):
+                continue
+            study_id = self.storage.get_study_id_from_name(STUDY)
+            trial = Trial(self.study, self.storage.get_trial_id_from_study_id_trial_number(study_id, left.number))
+            deaths = left.user_attrs.get(DEATHS, 0)
+            if deaths >= MOST_DEATHS:
+                self._tell(trial, TrialState.FAIL, f"{deaths} processes have died of it")
+                continue
+            self.say(f"trial {left.number}: another process has left it: going on")
+            trial.set_user_attr(DEATHS, deaths + 1)
+            return trial
         if len(trials) >= self.trials:
             return None
         trial = self.study.ask()
+        trial.set_user_attr(DEATHS, 1)  # until it comes to an end
         self._hold(trial.number, held)
         return trial
 
@@ -235,6 +254,7 @@ class _Worker:
             )  # fmt: skip
         except Interrupted:
             if watch is None or not watch.gave_up or self.interruption.is_asked:
+                trial.set_user_attr(DEATHS, trial.user_attrs[DEATHS] - 1)  # it was saved
                 raise
             self.interruption.number = None
             return TrialState.PRUNED, ""
@@ -246,13 +266,13 @@ class _Worker:
         if line.startswith("warning: "):
             self.say(line)
 
-    def _finish(self, trial: Trial, state: TrialState, problem: str) -> None:
+    def _tell(self, trial: Trial, state: TrialState, problem: str) -> None:
+        """How a trial has ended; in a context in which no other process does."""
         nll = _last_row(trial_folder(self.folder, trial.number)).get("Test NLL", "")
         if problem:
             trial.set_user_attr("problem", problem)
-        with locked(self.folder):
-            self.study.tell(trial, float(nll) if state == TrialState.COMPLETE else None, state)
-            write_summary(self.folder, self.study)
+        self.study.tell(trial, float(nll) if state == TrialState.COMPLETE else None, state)
+        write_summary(self.folder, self.study)
         words = {
             TrialState.COMPLETE: f"test NLL {nll} nats",
             TrialState.PRUNED: f"given up at a test NLL of {nll} nats",

@@ -13,11 +13,13 @@ Letters: N points, I inputs, O outputs, G grid intervals, k spline degree, K bas
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +56,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """The functions b, by their names in the INI file."""
 
+CPUINFO, BF16_UNITS = Path("/proc/cpuinfo"), {"amx_bf16", "avx512_bf16"}
+"""Where Linux names what processors can do, and its names of bfloat16 units: without them products take longer."""
+
 
 CHUNK = 2**21
 """Features computed at a time, in numbers: they stay in the processor's cache, and memory is bounded."""
@@ -76,6 +81,16 @@ def twice_differentiable() -> Iterator[None]:
         _IS_TWICE_DIFFERENTIABLE.reset(token)
 
 
+@functools.cache
+def fastest_precision(device_type: str) -> torch.dtype:
+    """bfloat16 where a kind of device has units for its products, as far as Linux or CUDA tells; else float32."""
+    if device_type == "cuda":
+        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_units = CPUINFO.is_file() and not BF16_UNITS.isdisjoint(CPUINFO.read_text().split())
+    return torch.bfloat16 if has_units else torch.float32
+
+
 @dataclass(frozen=True)
 class FunctionFamily:
     """What all functions of a layer have in common; the defaults are the INI file's."""
@@ -92,10 +107,17 @@ class FunctionFamily:
     sigma_spline: float = 1.0
     bandwidth: float = 1.0
     bandwidth_trainable: bool = True
-    precision: torch.dtype = torch.float32
-    """Of the matrix products of layers that sum over their inputs; parameters and results stay float32."""
+    precision: torch.dtype | None = torch.float32
+    """Of the matrix products of layers that sum over their inputs; parameters and results stay float32. None: what is
+    fastest where they are."""
     compiled: bool = False
     """Whether kernels are compiled; if not, they run as they are."""
+
+    def precision_of(self, x: Tensor) -> torch.dtype:
+        """Of the products of x with a matrix."""
+        if x.dtype != torch.float32:
+            return x.dtype  # float64 stays what it is
+        return self.precision or fastest_precision(x.device.type)
 
     def kernel(self, function: Callable[..., Any], num_points: int = 2, inline: bool = True) -> Callable[..., Any]:
         """The function, compiled or as it is; a single point would need a compilation of its own."""
@@ -159,7 +181,7 @@ class _SummedFunctions(torch.autograd.Function):
         ctx.save_for_backward(x, base, bandwidth, coef, w_spline)
         ctx.knots, ctx.family = knots, family
         x, base, bandwidth = _plain(x), _plain(base), _plain(bandwidth)
-        dtype = family.precision if x.dtype == torch.float32 else x.dtype  # float64 stays what it is
+        dtype = family.precision_of(x)
         weight = family.kernel(_weight)(_plain(coef), _plain(w_spline), _plain(w_base), dtype)
         ctx.matrix = matrix = weight.flatten(0, 1)
         rows = family.rows_at_a_time(matrix)

@@ -46,7 +46,7 @@ import h5py
 run = Path(sys.argv[1])
 samples = h5py.File(run / "generated_images.h5")["samples"][()]
 assert samples.shape == (3200, 14, 14), samples.shape
-assert 0 <= samples.min() < 0.05 and 0.95 < samples.max() <= 1 and samples.std() > 0.2
+assert 0 <= samples.min() < 0.05 and 0.95 < samples.max() <= 1 and samples.std() > 0.15  # of real images: 0.25
 last = list(csv.DictReader((run / "loss.csv").open()))[-1]
 assert float(last["Test NLL"]) < 50, last
 print(f"fresh_machine: epoch {last['Epoch']}, test NLL {float(last['Test NLL']):.2f}, {last['Time (s)']} s of training")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lvkam.build import build_config_optimizer, build_model, build_objective
 from lvkam.config import Config
@@ -66,12 +68,14 @@ def cases() -> dict[str, Config]:
         for shard in ("batch", "samples")
     }
     found |= {name: small_config(*EXACT, *method) for name, method in OF_IMAGES.items()}
-    return found | {"grids": small_config(*GRIDS)}
+    return found | {
+        f"grids, {shard}": small_config(*GRIDS, f"TRAINING.shard={shard}") for shard in ("batch", "samples")
+    }
 
 
 def outcome(name: str, config: Config, world: World = ALONE) -> dict[str, np.ndarray]:
-    """Parameters and grids after a training, the gradient of its last batch, and its log."""
-    exact = name not in {"grids", "binarised"}  # bits are single precision
+    """Parameters and grids after a training, the gradients of all its batches, and its log."""
+    exact = "grids" not in name and name != "binarised"  # bits are single precision
     model = build_model(config, 9)
     pixels = torch.rand(80, 9, generator=stream(5))
     if exact:
@@ -79,12 +83,21 @@ def outcome(name: str, config: Config, world: World = ALONE) -> dict[str, np.nda
     settings = config.training
     images, tests = pixels[: settings.num_train], pixels[-settings.num_test :]
     dataset = Dataset("made", images, tests, (3, 3), is_drawn_anew=settings.binarize == "dynamic")
+    optimizer = build_config_optimizer(config, model)
+    gradients: dict[str, list[Tensor]] = defaultdict(list)
+
+    def keep(*_: Any) -> None:
+        for key, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                gradients[key].append(parameter.grad.clone())
+
+    optimizer.register_step_pre_hook(keep)
     state = train(
-        model, build_objective(config), build_config_optimizer(config, model), dataset, config,
-        random_stream(settings.seed, "training"), Callbacks.none(), world=world,
+        model, build_objective(config), optimizer, dataset, config, random_stream(settings.seed, "training"),
+        Callbacks.none(), world=world,
     )  # fmt: skip
     found = {f"state/{key}": value.numpy() for key, value in model.state_dict().items()}
-    found |= {f"gradient/{key}": p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
+    found |= {f"gradients/{key}": torch.stack(of_steps).numpy() for key, of_steps in gradients.items()}
     log = np.array([record[2:4] + record[5:] for record in state.log])
     return found | {"log": log, "updates": np.asarray(state.last_grid_update)}
 

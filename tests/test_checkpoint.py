@@ -62,6 +62,7 @@ def example() -> Checkpoint:
     training = {
         "training/compiled": np.asarray(True),
         "training/on_gpu": np.asarray(False),
+        "training/bfloat16": np.asarray(True),
         "training/threads": np.asarray(4),
         "training/data_sha256": rng.integers(0, 256, 32, dtype=np.uint8),
         **{f"training/progress/{name}": array for name, array in state.to_arrays().items()},
@@ -602,6 +603,7 @@ def test_the_layouts_are_those_of_models_and_optimisers(
     assert {n: of_training[n] for n in others if "progress" not in n} == {
         "training/compiled": (np.dtype(bool), ()),
         "training/on_gpu": (np.dtype(bool), ()),
+        "training/bfloat16": (np.dtype(bool), ()),
         "training/threads": (np.dtype(np.int64), ()),
         "training/data_sha256": (np.dtype(np.uint8), (32,)),
     }

@@ -211,7 +211,7 @@ def test_binarised_mnist_from_end_to_end(tmp_path: Path) -> None:
     assert "cross-entropy" not in text
     invoked("report", str(run), "--output", str(tmp_path / "a.html"), "--metrics", "none")
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
-    assert "of bits (dynamic), comparable with published nats of binarised images" in page
+    assert "of bits (dynamic), comparable with published nats of bits at the same size" in page
     assert "cross-entropy" not in page
 
 

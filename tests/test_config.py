@@ -249,7 +249,8 @@ def test_a_wrong_file_is_told_whole(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["[TRAINING]\nN_train = 60000\nN_test = 10000", "[TRAINING]\nN_train = 64", "[TRAINING]\nbatch_size = 32000",
-     *(f"[TRAINING]\ncompile = {word}" for word in ("auto", "true", "false")), "[TRAINING]\nprecision = bf16",
+     *(f"[TRAINING]\ncompile = {word}" for word in ("auto", "true", "false")),
+     *(f"[TRAINING]\nprecision = {word}" for word in ("fp32", "bf16", "auto")),
      "[TRAINING]\ngradient_samples = 5\ngradient_selection = resampled",
      "[TRAINING]\ngradient_samples = 1000000000",  # no more than there are take part
      "[TRAINING]\ndataset = mine\nN_train = 70000", "[THERMODYNAMIC_INTEGRATION]\nnum_temps = 1",

@@ -325,7 +325,7 @@ def test_the_api_page_has_every_public_name() -> None:
         assert found.__doc__
     members = re.findall(r"members: \[(.+)\]", read("api.md"))
     classes = [lvkam.Config, *(getattr(importlib.import_module(f"lvkam.{m}"), n) for m, n in (
-        ("prior", "MixturePrior"), ("univariate", "UnivariateFunctions"),
+        ("objectives", "Objective"), ("prior", "MixturePrior"), ("univariate", "UnivariateFunctions"),
     ))]  # fmt: skip
     for names, kind in zip(members, classes, strict=True):
         assert all(getattr(kind, name).__doc__ for name in names.split(", "))

@@ -25,7 +25,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.optim import Optimizer
 
 import lvkam
+from lvkam import univariate
 from lvkam.build import (
+    PRECISIONS,
     DeviceError,
     build_config_optimizer,
     build_model,
@@ -484,6 +486,18 @@ def test_bf16_trains(compile: str, tmp_path: Path) -> None:
     assert h5_arrays(folder / "ckpt.h5")["generator/layers/1/coef"].dtype == np.float32
 
 
+def test_what_is_left_to_the_processor_trains_as_if_it_were_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {word: told_run(tmp_path / word, f"TRAINING.precision={word}") for word in ("fp32", "bf16")}
+    for word, dtype in PRECISIONS.items():
+        if dtype is not None:
+            monkeypatch.setattr(univariate, "fastest_precision", lambda _, dtype=dtype: dtype)
+            left = told_run(tmp_path / f"auto, {word}", "TRAINING.precision=auto")
+            assert step_losses(left) == step_losses(said[word])
+            assert any("bfloat16" in line for line in left) == (word == "bf16")
+
+
 @pytest.mark.parametrize("selection", ["top", "resampled"])
 def test_a_few_samples_with_gradient_train(selection: str, tmp_path: Path) -> None:
     few = ("TRAINING.gradient_samples=2", f"TRAINING.gradient_selection={selection}")
@@ -752,14 +766,18 @@ def changed_checkpoint(folder: Path, **changes: Any) -> None:
     write_checkpoint(folder / "ckpt.h5", Checkpoint(**{**vars(good), "training": training, **attributes}))
 
 
-def test_another_number_of_threads_or_version_is_warned_of(whole_run: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_what_differs_from_the_training_so_far_is_warned_of(whole_run: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder = copied(whole_run, tmp_path)
     assert not any("warning" in line for line in told_run(folder, *PLAIN, resume=True))
-    changed_checkpoint(folder, threads=np.asarray(3), lvkam_version="0.0.9")
+    changed_checkpoint(
+        folder, threads=np.asarray(3), on_gpu=np.asarray(True), bfloat16=np.asarray(True), lvkam_version="0.0.9"
+    )
     said = told_run(folder, *PLAIN, resume=True)
     assert [line for line in said if "warning" in line] == [
         "warning: trained on 3 threads so far, on 1 now: results may differ in their last bits "
         "(OMP_NUM_THREADS sets how many)",
+        "warning: trained on a GPU so far, on a CPU now: results may differ by rounding",
+        "warning: trained in bfloat16 so far, in single precision now: results may differ by rounding",
         "warning: trained by lvkam 0.0.9 so far: results may differ",
     ]
 

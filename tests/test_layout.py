@@ -116,7 +116,7 @@ def test_floors_0_to_4_and_the_whole_stay_small() -> None:
     # 5,000 is the aim, missed since a run can be taken up again to the bit and a checkpoint is trusted in nothing, and
     # by seven more optimisers, four line searches, files of one's own that are trusted in nothing, the matrix, reports,
     # several processes and sweeps
-    assert sum(lines.values()) <= 14200
+    assert sum(lines.values()) <= 14290
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.stem}")

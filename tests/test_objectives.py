@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -81,6 +81,23 @@ def test_the_gradient_tends_to_that_of_the_evidence(latent_dim: int, reference: 
     assert errors[30_000] < 0.06
     # a hundred times the samples, a tenth of the error
     assert 6 < errors[300] / errors[30_000] < 16
+
+
+def test_few_samples_tend_to_the_gradient_of_the_evidence() -> None:
+    """Drawn by weight as often as one likes, or the best ones of more and more; a few best ones are biased."""
+    model = lively_model(1, "uniform")
+    exact, rng, num_samples = exact_gradient(model, 1, "uniform"), stream(24), 10_000
+
+    def mean(count: int, selection: Literal["top", "resampled"], repetitions: int) -> np.ndarray:
+        objective = ImportanceSampling(num_samples, gradient_samples=count, gradient_selection=selection)
+        return np.mean([gradient(objective(model, IMAGES, rng), model) for _ in range(repetitions)], axis=0)
+
+    assert distance(mean(20, "resampled", 1), exact) > 0.1  # one draw of them is far off
+    assert distance(mean(20, "resampled", 200), exact) < 0.05
+    errors = [distance(mean(count, "top", 20), exact) for count in (20, 2000, 9000, 9900)]
+    assert errors[0] > 0.1
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.05
 
 
 def test_the_reference_form_is_biased_for_mixtures() -> None:

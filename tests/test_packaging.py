@@ -61,8 +61,16 @@ def test_the_source_distribution_holds_what_a_wheel_is_made_of(built: Path) -> N
     assert source.name == f"lvkam-{version('lvkam')}.tar.gz"
     with tarfile.open(source) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = {f"{folder}/{name}" for folder in ("lvkam", "cli") for name in files_of(folder)}
-    assert {"pyproject.toml", "README.md", "LICENSE", *wanted} <= names
+    wanted = {f"{folder}/{name}" for folder in ("lvkam", "cli", "config") for name in files_of(folder)}
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CITATION.cff",
+        "CHANGELOG.md",
+        "nist_config.ini",
+        *wanted,
+    } <= names
 
 
 def test_the_wheel_alone_trains_draws_and_reports(built: Path, tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ RULES: dict[str, dict[str, tuple[str, dict[str, Any], list[str]]]] = {
             ["native", "", "0", "-1", "nan", "inf"],
         ),
         "compile": words("auto", "true", "false"),
-        "precision": words("fp32", "bf16"),
+        "precision": words("fp32", "bf16", "auto"),
         "checkpoint_minutes": POSITIVE,
         "gen_every": COUNT_OR_ZERO,
         "binarize": words("none", "static", "dynamic"),

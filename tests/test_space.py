@@ -64,7 +64,7 @@ def test_ranges_choices_and_settings_that_go_together(tmp_path: Path) -> None:
         ("[TRAINING]\nseed = 3 .. x", "[TRAINING] seed = x: must be an integer from 0"),
         ("[TRAINING]\nseed = 0 .. 9 log", "[TRAINING] seed = 0 .. 9 log: must begin above 0"),
         ("[TRAINING]\nprecision = fp32 .. bf16", "precision = fp32 .. bf16: must be two numbers, the smaller"),
-        ("[TRAINING]\nprecision = fp32 | fp8", "[TRAINING] precision = fp8: must be one of fp32, bf16"),
+        ("[TRAINING]\nprecision = fp32 | fp8", "[TRAINING] precision = fp8: must be one of fp32, bf16, auto"),
         ("[TRAINING]\nbatch_size = 64 .. 40000", "[TRAINING] batch_size = 40000: must be at most N_train = 32000"),
         ("[TOGETHER]\nx = MIX_PRIOR.layer_widths=5, 15 | MIX_PRIOR.layer_widths=50, 101",
          "[KAN_LIKELIHOOD] expert_widths = 101, 202: must be a list that begins with 15"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from lvkam import sweep, sweep_report
 from lvkam.build import load_model
-from lvkam.config import ConfigError, load_config
+from lvkam.config import Config, ConfigError, load_config
 from lvkam.errors import FailureError
 from lvkam.interruption import Interrupted, Interruption
 from lvkam.processes import run_side_by_side
@@ -127,6 +128,7 @@ def test_a_signal_leaves_a_trial_that_the_same_command_goes_on_with(
             search(folder, dimensions, 3, interruption=interruption)
     (left,) = [trial for trial in load_study(journal_of(folder)).trials if not trial.state.is_finished()]
     assert left.number == 1
+    assert left.user_attrs["deaths"] == 0  # it was saved
     said: list[str] = []
     search(folder, dimensions, 3, say=said.append)
     assert said[0] == "trial 1: another process has left it: going on"
@@ -134,6 +136,31 @@ def test_a_signal_leaves_a_trial_that_the_same_command_goes_on_with(
     undisturbed = tmp_path / "undisturbed"
     search(undisturbed, dimensions, 3)
     assert [row["Test NLL"] for row in table(folder)] == [row["Test NLL"] for row in table(undisturbed)]
+
+
+def test_a_trial_that_processes_die_of_is_given_up_after_three(
+    tmp_path: Path, dimensions: list[Dimension], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Death(BaseException):
+        pass
+
+    train = sweep.run_experiment
+
+    def die(config: Config, folder: Path, **options: Any) -> Path:
+        if folder.name == "0000":
+            raise Death
+        return train(config, folder, **options)
+
+    monkeypatch.setattr(sweep, "run_experiment", die)
+    folder = tmp_path / "sweep"
+    for _ in range(3):
+        with pytest.raises(Death):
+            search(folder, dimensions, 2)
+    assert [trial.state.name for trial in load_study(journal_of(folder)).trials] == ["RUNNING"]
+    search(folder, dimensions, 2)
+    first, second = table(folder)
+    assert (first["State"], first["Problem"]) == ("failed", "3 processes have died of it")
+    assert second["State"] == "done"
 
 
 def test_a_trial_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
@@ -243,7 +270,7 @@ def test_two_processes_share_the_trials_and_one_that_dies_loses_none(tmp_path: P
     assert job.returncode == 0, err
     assert out == f"{tmp_path / 'sweep' / 'best.ini'}\n"
     assert "another process has left it: going on" in err
-    assert "ended with -9" in err
+    assert re.findall(r"warning: process \d ended with (\S+):", err) == ["-9"]
     rows = table(tmp_path / "sweep")
     assert [row["Trial"] for row in rows] == list("012345")
     assert {row["State"] for row in rows} <= {"done", "given up"}

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,13 @@ from torch import Tensor
 
 from lvkam import univariate
 from lvkam.splines import BASES, Knots, features_backward
-from lvkam.univariate import ACTIVATIONS, FunctionFamily, UnivariateFunctions, twice_differentiable
+from lvkam.univariate import (
+    ACTIVATIONS,
+    FunctionFamily,
+    UnivariateFunctions,
+    fastest_precision,
+    twice_differentiable,
+)
 from tests.conftest import require_compiler, stream
 
 ALARM = 1e-4
@@ -644,6 +651,33 @@ def test_compiled_bfloat16_is_off_by_its_rounding(name: str) -> None:
     layer = lively_layer(name)
     layer.family = dataclasses.replace(layer.family, precision=torch.bfloat16, compiled=True)
     check_half_precision(layer)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("flags\t\t: fpu avx2 avx512_bf16 amx_bf16 amx_tile", torch.bfloat16),
+        ("flags\t\t: fpu avx2 avx512_bf16\nbugs\t\t: swapgs", torch.bfloat16),
+        ("flags\t\t: fpu avx2 amx_bf16", torch.bfloat16),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", torch.float32),
+        (None, torch.float32),  # not on Linux
+    ],
+)
+def test_the_precision_is_left_to_what_the_processor_has_units_for(
+    told: str | None, expected: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(univariate, "CPUINFO", tmp_path / "cpuinfo")
+    if told is not None:
+        (tmp_path / "cpuinfo").write_text(told)
+    fastest_precision.cache_clear()
+    try:
+        assert fastest_precision("cpu") == expected
+        family = FunctionFamily(precision=None)
+        assert family.precision_of(torch.zeros(1)) == expected
+        assert family.precision_of(torch.zeros(1, dtype=torch.float64)) == torch.float64
+        assert FunctionFamily(precision=torch.bfloat16).precision_of(torch.zeros(1)) == torch.bfloat16
+    finally:
+        fastest_precision.cache_clear()
 
 
 def check_half_precision(layer: UnivariateFunctions) -> None:
