@@ -360,7 +360,7 @@ class _Run:
         for name, now, words in (
             ("compiled", self.not_compiled is None, ("without compiled kernels", "with compiled kernels")),
             ("on_gpu", self.device.type == "cuda", ("on a CPU", "on a GPU")),
-            ("bfloat16", _precision(self.model) == torch.bfloat16, ("in single precision", "in bfloat16")),
+            ("bfloat16", _is_bfloat16(self.model), ("in single precision", "in bfloat16")),
         ):
             if training[f"training/{name}"] != now:
                 self.say(f"warning: trained {words[not now]} so far, {words[now]} now: results may differ by rounding")
@@ -462,7 +462,7 @@ class _Run:
         training = {
             "training/compiled": np.asarray(self.not_compiled is None),
             "training/on_gpu": np.asarray(self.device.type == "cuda"),
-            "training/bfloat16": np.asarray(_precision(self.model) == torch.bfloat16),
+            "training/bfloat16": np.asarray(_is_bfloat16(self.model)),
             "training/threads": np.asarray(torch.get_num_threads()),
             "training/data_sha256": self.data_sha256,
             **{f"training/optimizer/{path}": array for path, array in of_optimizer.items()},
@@ -488,16 +488,16 @@ class _Run:
         self.is_saved = True
 
 
-def _precision(model: LVKAM) -> torch.dtype:
-    """Of the generator's matrix products."""
+def _is_bfloat16(model: LVKAM) -> bool:
+    """Whether the generator's matrix products are."""
     *_, (_, layer) = layers_of(model)
-    return layer.family.precision_of(layer.coef)
+    return layer.family.precision_of(layer.coef) == torch.bfloat16
 
 
 def _device_name(model: LVKAM) -> str:
-    device, is_half = model.prior.mixture_logits.device, _precision(model) == torch.bfloat16
+    device = model.prior.mixture_logits.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    return f"{device} ({name}{', products in bfloat16' if is_half else ''})"
+    return f"{device} ({name}{', products in bfloat16' if _is_bfloat16(model) else ''})"
 
 
 def draw_samples(
