@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 
 from benchmarking.harness import NIST, VANILLA, Row, options
 from lvkam import load_config, run_experiment
-from lvkam.build import load_checkpoint
-from lvkam.compilation import compiler_problem
+from lvkam.build import load_checkpoint, problem_of_compiling
 from lvkam.data import load_dataset
 from lvkam.evidence import annealed_log_evidence
 from lvkam.training import random_stream
@@ -32,7 +31,7 @@ SIZES = [
     "OPTIMIZER.learning_rate=0.002",
     "TRAINING.MC_expectation_sample_size=256",
     "TRAINING.N_epochs=1000",
-    f"TRAINING.compile={'true' if compiler_problem() is None else 'false'}",
+    f"TRAINING.compile={'true' if problem_of_compiling() is None else 'false'}",
     "TRAINING.num_generated_samples=64",
 ]
 
@@ -79,7 +78,7 @@ def main() -> None:
         for seed in seeds:  # the ways in turn, so that a machine's drift meets all of them
             for name, way in WAYS.items():
                 train(way, seed, seconds, folder)
-                checkpoint, _, model = load_checkpoint(folder / "ckpt.h5", compile=compiler_problem() is None)
+                checkpoint, _, model = load_checkpoint(folder / "ckpt.h5", compile=problem_of_compiling() is None)
                 evidence = annealed_log_evidence(
                     model, images, PARTICLES, random_stream(seed, "evaluation"), num_temps=TEMPERATURES
                 )

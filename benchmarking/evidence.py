@@ -16,7 +16,7 @@ from benchmarking.estimators import SIZES
 from benchmarking.harness import NIST, VANILLA, Row, options
 from cli.main import keep_freed_memory
 from lvkam import load_config, load_model, run_experiment
-from lvkam.compilation import compiler_problem
+from lvkam.build import problem_of_compiling
 from lvkam.data import load_dataset
 from lvkam.evidence import Evidence, annealed_log_evidence, importance_log_evidence
 from lvkam.training import random_stream
@@ -31,7 +31,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         settings = [*SIZES, VANILLA, f"TRAINING.N_epochs={1 if report.quick else 10}"]
         folder = run_experiment(load_config(NIST, settings), Path(temporary) / "run", say=lambda line: None)
-        model = load_model(folder / "ckpt.h5", compile=compiler_problem() is None)
+        model = load_model(folder / "ckpt.h5", compile=problem_of_compiling() is None)
     rng = random_stream(1, "evaluation")
     ways: dict[str, Callable[[], Evidence]] = {
         "importance, 2,000 samples": lambda: importance_log_evidence(model, images, 2000, rng),

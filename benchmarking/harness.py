@@ -31,7 +31,8 @@ from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
 
 from cli.main import M_MMAP_THRESHOLD, keep_freed_memory
-from lvkam.compilation import compiler_problem
+from lvkam.build import problem_of_compiling
+from lvkam.univariate import fastest_precision
 
 RESULTS = Path(__file__).parent / "results"
 NIST = Path(__file__).parents[1] / "nist_config.ini"
@@ -60,7 +61,7 @@ class Timing:
 
 def variants() -> dict[str, bool]:
     """Names of lvkam's variants, and whether their kernels are compiled: both where a compiler works."""
-    return {"lvkam, not compiled": False} | ({} if compiler_problem() else {"lvkam": True})
+    return {"lvkam, not compiled": False} | ({} if problem_of_compiling() else {"lvkam": True})
 
 
 def interleave(
@@ -131,6 +132,8 @@ class Report:
     folder: Path
     tables: list[tuple[str, list[Row]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    machines: list[str] = field(default_factory=list)
+    """Where all was measured, as `machine` says it; here and now if none is named."""
 
     def add(self, heading: str, rows: Sequence[Row]) -> None:
         self.tables.append((heading, list(rows)))
@@ -142,7 +145,7 @@ class Report:
         quick = ["a quick run: few rounds, few sizes"] if self.quick else []
         parts = [
             self.title,
-            machine(),
+            *(self.machines or [machine()]),
             *quick,
             *self.notes,
             *(f"{heading}\n{as_text(rows)}" for heading, rows in self.tables),
@@ -183,9 +186,10 @@ def machine() -> str:
             (ln.split(":")[1].strip() for ln in info.read_text().splitlines() if ln.startswith("model name")), model
         )
     policy = os.environ.get("OMP_WAIT_POLICY", "not set")
+    units = "with" if fastest_precision("cpu") == torch.bfloat16 else "no"
     return (
-        f"{date.today()}, {model}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"Python {platform.python_version()}{_peer_versions()}, OMP_WAIT_POLICY {policy}"
+        f"{date.today()}, {model}, {units} bfloat16 units, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, Python {platform.python_version()}{_peer_versions()}, OMP_WAIT_POLICY {policy}"
     )
 
 

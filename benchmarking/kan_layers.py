@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarking.harness import Report, Row, bars, interleave, options, peak_memory
 from benchmarking.peers import Floor, PortedLayer, other_libraries
-from lvkam.compilation import compiler_problem
+from lvkam.build import problem_of_compiling
 from lvkam.generator import KANGenerator
 from lvkam.splines import adaptive_knots, extend_grid, features, prepare_knots
 from lvkam.univariate import FunctionFamily, UnivariateFunctions
@@ -50,7 +50,7 @@ def candidates(left_out: Set[str]) -> tuple[dict[str, nn.Module], list[str]]:
     z = torch.rand(256, WIDTHS[0], generator=torch.Generator().manual_seed(0)) ** 2
     plain = FunctionFamily(grid_size=GRID_SIZE, degree=DEGREE)
     families = {"lvkam, not compiled": plain}
-    if compiler_problem() is None:
+    if problem_of_compiling() is None:
         families |= {
             "lvkam": replace(plain, compiled=True),
             "lvkam, bf16": replace(plain, compiled=True, precision=torch.bfloat16),
@@ -112,7 +112,7 @@ def errors() -> list[Row]:
         for ratio in (0.0, 0.05, 0.5):
             grid = extend_grid(adaptive_knots(x, GRID_SIZE, ratio), DEGREE).float()
             inside = grid[:, DEGREE] + torch.rand(2000, 50, generator=rng) * (grid[:, -DEGREE - 1] - grid[:, DEGREE])
-            kernel = FunctionFamily(compiled=compiler_problem() is None).kernel(features)
+            kernel = FunctionFamily(compiled=problem_of_compiling() is None).kernel(features)
             basis = FunctionFamily().basis
             values = kernel(inside, inside, prepare_knots(grid, DEGREE), None, basis, torch.float32)[..., :-1]
             worst = 0.0

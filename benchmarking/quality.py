@@ -30,8 +30,7 @@ from benchmarking.quality_tables import summarise
 from benchmarking.rivals import LEBM, VAE, FastVAE, Rival, train
 from cli.main import keep_freed_memory
 from lvkam import load_config, run_experiment
-from lvkam.build import load_checkpoint, load_model
-from lvkam.compilation import compiler_problem
+from lvkam.build import load_checkpoint, load_model, problem_of_compiling
 from lvkam.config import Config
 from lvkam.data import load_samples
 from lvkam.errors import InputError
@@ -159,7 +158,7 @@ class Presets:
 
     def __init__(self, files: dict[str, Path], overrides: Sequence[str]):
         self.files, self.overrides = files, overrides
-        self.compiles = compiler_problem() is None
+        self.compiles = problem_of_compiling() is None
 
     def config(self, place: Place) -> Config:
         """Raises ConfigError if it cannot be."""

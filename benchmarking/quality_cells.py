@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from benchmarking.harness import machine
 from lvkam.errors import InputError
 from lvkam.writing import write_atomically, write_text
 
@@ -75,7 +76,7 @@ class Cells:
         pixels = (255 * samples[:SHOWN].clamp(0, 1)).round().byte().view(-1, place.size, place.size).numpy()
         with write_atomically(self.folder / f"{place.name}.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, samples=pixels)
-        record = {**place._asdict(), "settings": settings, **figures}
+        record = {**place._asdict(), "settings": settings, "machine": machine(), **figures}
         self.records.append(record)
         self.places[place] = record
         write_text(self.path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in self.records))

@@ -237,6 +237,8 @@ def summarise(cells: Cells, report: Report) -> None:
     """All tables and pictures of what there is."""
     groups = grouped(cells.records)
     controls = [record for record in cells.records if record["model"] == CONTROLS]
+    unknown = "some of it on a machine that was not recorded"
+    report.machines = sorted({record.get("machine", unknown) for record in cells.records})
     report.notes += NOTES
     for record in controls:
         accuracy = f"{100 * record['accuracy']:.1f} % of the test images right"

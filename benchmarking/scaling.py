@@ -9,7 +9,7 @@ from matplotlib.ticker import NullFormatter
 from benchmarking.harness import NIST, VANILLA, Row, interleave, options, peak_memory
 from benchmarking.train_step import training_step
 from lvkam import build_model, load_config
-from lvkam.compilation import compiler_problem
+from lvkam.build import problem_of_compiling
 from lvkam.data import load_dataset
 from lvkam.training import random_stream
 
@@ -21,7 +21,7 @@ DOUBLED = {
     "P": (20, 40, 80, 160),
     "G": (6, 12, 24, 48),
 }
-FASTEST = "lvkam" if compiler_problem() is None else "lvkam, not compiled"
+FASTEST = "lvkam" if problem_of_compiling() is None else "lvkam, not compiled"
 
 
 def overrides(sizes: dict[str, int]) -> list[str]:

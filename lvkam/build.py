@@ -28,6 +28,7 @@ from lvkam.config import Config, ConfigError, parse_config
 from lvkam.errors import InputError
 from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
 from lvkam.line_search import Constants
+from lvkam.local_splines import kernel_problem
 from lvkam.model import LVKAM
 from lvkam.objectives import ImportanceSampling, Objective, ThermodynamicIntegration
 from lvkam.optimizers import FIRST_ORDER, ParameterGroups, build_optimizer, memory_allowed, memory_needed
@@ -86,7 +87,7 @@ def build_model(config: Config, data_dim: int, *, compile: bool = False) -> LVKA
     >>> sum(p.numel() for p in model.parameters())
     460486
     """
-    problem = compiler_problem() if compile else None
+    problem = problem_of_compiling("cpu") if compile else None
     if problem is not None:
         warnings.warn(f"kernels are not compiled: {problem}", stacklevel=2)
     return assemble_model(config, data_dim, compiled=compile and problem is None)
@@ -323,6 +324,11 @@ def choose_device(name: str | None, use_gpu: bool, local_rank: int | None = None
     raise DeviceError(f"--device {name}: no such device here; must be cpu, or cuda or cuda:N where there is one")
 
 
+def problem_of_compiling(device_type: str = "cpu") -> str | None:
+    """Why not all kernels for a kind of device can be compiled, in one line, or None."""
+    return compiler_problem(device_type) or (kernel_problem() if device_type == "cpu" else None)
+
+
 def compilation_plan(config: Config) -> str | None:
     """Why a training does not compile its kernels, if a compiler works, or None if it does."""
     steps = config.training.num_epochs * config.training.steps_per_epoch
@@ -350,7 +356,7 @@ def choose_compilation(config: Config, device: torch.device, before: bool | None
     reason = (None if before else "nor were they when the run began") if keeps else compilation_plan(config)
     if reason is not None:
         return reason
-    problem = compiler_problem(device.type)
+    problem = problem_of_compiling(device.type)
     if problem is not None and keeps:
         message = f"false, to go on without the compiler that the run began with ({problem}), not to the same bits"
         raise ConfigError([config.problem("TRAINING", "compile", message)])

@@ -5,8 +5,10 @@
 Each of the I inputs has its own grid, shared by its O functions. Written with the features
 F = (B_1, ..., B_K, b) and the weights W = (w_spline coef, w_base), a layer is one matrix product: N points with
 I (K+1) features each, times I (K+1) x O. Being K+1 times as large as the inputs, the
-features are not kept beyond one chunk of rows, but computed again for the gradient, chunk by chunk. That path can be
-differentiated once; within `twice_differentiable` layers are computed as they are written, for second derivatives.
+features are not kept beyond one chunk of rows, but computed again for the gradient, chunk by chunk. Compiled for a
+processor, B-splines in single precision are summed without the features that are zero, where that is faster
+(`lvkam/local_splines.py`). These paths can be differentiated once; within `twice_differentiable` layers are computed as
+they are written, for second derivatives.
 
 Letters: N points, I inputs, O outputs, G grid intervals, k spline degree, K basis functions.
 """
@@ -27,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lvkam.compilation import ROWS, compiled, fix_last_size, rows_kept
+from lvkam.local_splines import DEGREES, LANES, add_sums, coef_gradients, input_gradients
 from lvkam.splines import (
     BASES,
     Basis,
@@ -62,6 +65,10 @@ CPUINFO, BF16_UNITS = Path("/proc/cpuinfo"), {"amx_bf16", "avx512_bf16"}
 
 CHUNK = 2**21
 """Features computed at a time, in numbers: they stay in the processor's cache, and memory is bounded."""
+
+LOCAL_POINTS, LOCAL_COST = 256, 2
+"""Where sums of the B-splines that are not zero are faster than products of matrices: from so many points on, and
+where they take so many times fewer multiplications, since each takes longer."""
 
 _IS_TWICE_DIFFERENTIABLE: ContextVar[bool] = ContextVar("is_twice_differentiable", default=False)
 
@@ -135,6 +142,11 @@ def _plain(tensor: Any) -> Any:
     return None if tensor is None else tensor.detach().contiguous()
 
 
+def _rows_with_gradient(grad: Tensor, multiple: int = 1) -> Tensor:
+    """Rows that are not all zero; the others are of samples that carry no weight, and cost nothing: (R,)."""
+    return rows_kept(grad.abs().sum(1) != 0, multiple)  # so is what is not a number
+
+
 def _refuse_second_derivative() -> None:
     if torch.is_grad_enabled():  # so it is in a backward pass that is to be differentiated itself
         raise RuntimeError(
@@ -200,8 +212,7 @@ class _SummedFunctions(torch.autograd.Function):
         family, basis, knots, matrix = ctx.family, ctx.family.basis, ctx.knots, ctx.matrix
         wants_inputs, wants_matrix = any(ctx.needs_input_grad[:3]), any(ctx.needs_input_grad[3:])
         dtype, grad, rows = matrix.dtype, grad_outputs[0], family.rows_at_a_time(matrix)
-        # rows without gradient belong to samples that carry no weight: they cost nothing
-        kept = rows_kept(grad.any(1), ROWS if dtype == torch.bfloat16 else 1)
+        kept = _rows_with_gradient(grad, ROWS if dtype == torch.bfloat16 else 1)
         all_kept = len(kept) == len(x)
         parts = (x, base, grad) if all_kept else (x[kept], base[kept], grad[kept])
         # allocated before any chunk, so that the chunks' memory is free in one piece for the next one
@@ -243,6 +254,35 @@ class _SummedFunctions(torch.autograd.Function):
         if wants_matrix:
             of_matrix = family.kernel(_weight_backward)(coef, w_spline, grad_matrix.view(len(coef), -1, coef.shape[2]))
         return *of_inputs, *of_matrix, None, None
+
+
+class _LocalSums(torch.autograd.Function):
+    """sum_i s_io(x_ni), (N, O), without the basis functions that are zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, coef: Tensor, grid: Tensor, is_even: bool, degree: int) -> Tensor:
+        x, coef = _plain(x), _plain(coef)  # (N, I), (I, K, O)
+        ctx.save_for_backward(x, coef, grid)
+        ctx.is_even, ctx.degree = is_even, degree
+        return add_sums(x, grid, is_even, degree, coef, x.new_zeros(len(x), coef.shape[2]))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
+        x, coef, grid = ctx.saved_tensors
+        wants_x, wants_coef, *_ = ctx.needs_input_grad
+        grad = grad_outputs[0]
+        kept = _rows_with_gradient(grad)
+        all_kept = len(kept) == len(x)
+        points, grad = (x, grad.contiguous()) if all_kept else (x.index_select(0, kept), grad.index_select(0, kept))
+        grad_x = grad_coef = None
+        if wants_x:
+            grad_x = input_gradients(points, grid, ctx.is_even, ctx.degree, coef, grad)
+            if not all_kept:
+                grad_x = torch.zeros_like(x).index_copy_(0, kept, grad_x)
+        if wants_coef:
+            grad_coef = coef_gradients(points, grid, ctx.is_even, ctx.degree, grad)
+        return grad_x, grad_coef, None, None, None
 
 
 def glorot_normal(num_inputs: int, num_outputs: int, rng: torch.Generator) -> Tensor:
@@ -357,12 +397,34 @@ class UnivariateFunctions(nn.Module):
         """sum_i Phi_io(x_ni): (N, I) -> (N, O)."""
         if is_twice_differentiable():
             return self.features(x).flatten(1) @ self.weight().flatten(0, 1)
+        if self.leaves_out_zeros(x):
+            coef, is_even = self.coef * self.w_spline.unsqueeze(1), self.knots().middles is not None
+            sums = _LocalSums.apply(x, coef, self.grid, is_even, self.family.degree)
+            assert isinstance(sums, Tensor)
+            return torch.addmm(sums, self.family.activation(x), self.w_base)
         out = _SummedFunctions.apply(
             x, self.family.activation(x), self.bandwidth, self.coef, self.w_spline, self.w_base, self.knots(),
             self.family,
         )  # fmt: skip
         assert isinstance(out, Tensor)
         return out
+
+    def leaves_out_zeros(self, x: Tensor) -> bool:
+        """Whether sums go without the basis functions that are zero at x, (N, I): compiled, where it is faster."""
+        family, (_, num_functions, num_outputs) = self.family, self.coef.shape
+        registers = -(-num_outputs // LANES) * LANES
+        return (
+            family.compiled
+            and family.basis == BASES["B-spline"]
+            and family.degree in DEGREES
+            and x.device.type == "cpu"
+            and x.dtype == self.grid.dtype == self.coef.dtype == family.precision_of(x) == torch.float32
+            and x.ndim == 2
+            and x.shape[1] == self.num_inputs  # other shapes are told by the products
+            and len(x) >= LOCAL_POINTS
+            and LOCAL_COST * (family.degree + 1) * registers <= (num_functions + 1) * num_outputs
+            and not is_twice_differentiable()
+        )
 
     def functions(self, x: Tensor) -> Tensor:
         """Phi_io(x_ni), each function by itself: (N, I) -> (N, I, O)."""

@@ -20,8 +20,7 @@ import pytest
 import torch
 
 from lvkam import sources
-from lvkam.build import layers_of
-from lvkam.compilation import compiler_problem
+from lvkam.build import layers_of, problem_of_compiling
 from lvkam.config import Config, parse_config
 from lvkam.generator import OUTPUT_ACTIVATIONS, KANGenerator
 from lvkam.model import LVKAM
@@ -40,7 +39,7 @@ def stream(seed: int) -> torch.Generator:
 
 def require_compiler() -> None:
     """Skip the test, with the reason, where nothing can be compiled."""
-    problem = compiler_problem()
+    problem = problem_of_compiling()
     if problem is not None:
         pytest.skip(f"nothing can be compiled here: {problem}")
 

@@ -260,6 +260,20 @@ FAULTS = (
         ("tests/test_objectives.py::test_top_samples_with_their_weights_normalised",),
     ),
     Fault(
+        "slopes of B-splines upside down",
+        "lvkam/local_splines.cpp",
+        "(r > 0 ? share[r - 1] : Vec{}) - (r < k ? share[r] : Vec{})",
+        "(r < k ? share[r] : Vec{}) - (r > 0 ? share[r - 1] : Vec{})",
+        ("tests/test_local_splines.py::test_sums_and_gradients_are_those_of_scipy",),
+    ),
+    Fault(
+        "the last B-spline of a cell lost",
+        "lvkam/local_splines.cpp",
+        "for (int r = 0; r <= k; r++) at(row + r * stride + o) += b[r] * gradient;",
+        "for (int r = 0; r < k; r++) at(row + r * stride + o) += b[r] * gradient;",
+        ("tests/test_univariate.py::test_sums_without_what_is_zero_are_the_slow_path",),
+    ),
+    Fault(
         "other processes' samples not asked for",
         "lvkam/shares.py",
         "return gather(log_weights.logsumexp(-1)).logsumexp(0)",
@@ -317,10 +331,11 @@ def problem_of(fault: Fault, repository: Path = REPOSITORY) -> str | None:
     count = text.count(fault.right)
     if count != 1:
         return f"{fault.file}: holds {count} times instead of once: {fault.right}"
-    try:
-        ast.parse(text.replace(fault.right, fault.wrong))
-    except SyntaxError as error:
-        return f"{fault.file}: would be no Python in line {error.lineno}: {error.msg}"
+    if path.suffix == ".py":
+        try:
+            ast.parse(text.replace(fault.right, fault.wrong))
+        except SyntaxError as error:
+            return f"{fault.file}: would be no Python in line {error.lineno}: {error.msg}"
     return next((f"no such test: {test}" for test in fault.tests if not _is_there(repository, test)), None)
 
 

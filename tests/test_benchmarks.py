@@ -264,7 +264,7 @@ def test_a_quick_run_is_taken_up_again_and_summarised(
     monkeypatch.setattr(quality, "NUM_TRAIN", 500)
     monkeypatch.setattr(quality, "SIZE", 8)
     monkeypatch.setattr(quality, "QUICK", quality.Effort(10, 3, 50, 50, 200, 4, 2, 5, 30, 20, 3))
-    monkeypatch.setattr(quality, "compiler_problem", lambda: "not in this test")
+    monkeypatch.setattr(quality, "problem_of_compiling", lambda: "not in this test")
     monkeypatch.setattr(LEBM, "NORMALISER_SAMPLES", 10_000)
     (preset := tmp_path / "preset.ini").write_text(small_config().to_ini(), encoding="utf-8")
     data, output = few_of_mnist(tmp_path / "data", 800, 300), tmp_path / "new" / "out"
@@ -297,8 +297,14 @@ def test_a_quick_run_is_taken_up_again_and_summarised(
 
     for name in ("quality.txt", "quality.csv", "quality.png", "quality-samples-MNIST-8.png"):
         (output / name).unlink()
+    # wherever it is summed up, it tells where each cell was measured
+    moved = [json.loads(line) | {"machine": "elsewhere" if i else "here"} for i, line in enumerate(again)]
+    (output / "cells.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in moved))
     run_quality(monkeypatch, "--summarise", "--output", output)
-    assert "LV-KAM less VAE, paired by seed" in (output / "quality.txt").read_text()
+    text = (output / "quality.txt").read_text()
+    assert "\n\nelsewhere\n\nhere\n\n" in text
+    assert records[0]["machine"] not in text
+    assert "LV-KAM less VAE, paired by seed" in text
     found = tables(output / "quality.csv")
     assert [row["s"] for row in found["likelihood"]] == ["0.3"] * 3
     assert {row["verdict"] for row in found["targets"]} <= {"met", "missed"}
@@ -380,7 +386,7 @@ def test_bad_input_is_one_message(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(quality, "compiler_problem", lambda: "not in this test")
+    monkeypatch.setattr(quality, "problem_of_compiling", lambda: "not in this test")
     monkeypatch.chdir(REPOSITORY)
     with pytest.raises(SystemExit) as stop:
         run_quality(monkeypatch, "--output", tmp_path / "out", *arguments)

@@ -15,7 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lvkam.build import SECONDS_THAT_REPAY, STEPS_THAT_REPAY, build_model, choose_compilation, compilation_plan
+from lvkam.build import (
+    SECONDS_THAT_REPAY,
+    STEPS_THAT_REPAY,
+    build_model,
+    choose_compilation,
+    compilation_plan,
+    problem_of_compiling,
+)
 from lvkam.compilation import compiled, compiler_problem, rows_kept
 from lvkam.config import ConfigError
 from lvkam.univariate import UnivariateFunctions
@@ -133,7 +140,7 @@ def test_a_training_is_compiled_when_that_is_repaid() -> None:
 
 
 def test_a_training_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lvkam.build.compiler_problem", lambda kind: f"nothing for {kind}")
+    monkeypatch.setattr("lvkam.build.problem_of_compiling", lambda kind: f"nothing for {kind}")
     cpu = torch.device("cpu")
     with pytest.raises(ConfigError) as caught:
         choose_compilation(small_config("TRAINING.compile=true"), cpu)
@@ -143,9 +150,27 @@ def test_a_training_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     long = small_config(f"TRAINING.N_epochs={STEPS_THAT_REPAY}")
     assert choose_compilation(long, cpu) == "no compiler works here (nothing for cpu)"
     assert choose_compilation(small_config("TRAINING.compile=false"), cpu) == "compile = false"
-    monkeypatch.setattr("lvkam.build.compiler_problem", lambda kind: None)
+    monkeypatch.setattr("lvkam.build.problem_of_compiling", lambda kind: None)
     assert choose_compilation(long, cpu) is None
     assert choose_compilation(small_config("TRAINING.compile=true"), cpu) is None
+
+
+def test_all_kernels_must_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def torchs(kind: str) -> str | None:
+        asked.append(kind)
+        return None
+
+    monkeypatch.setattr("lvkam.build.compiler_problem", torchs)
+    monkeypatch.setattr("lvkam.build.kernel_problem", lambda: "no g++")
+    assert problem_of_compiling() == problem_of_compiling("cpu") == "no g++"
+    assert problem_of_compiling("cuda") is None  # has none of ours
+    monkeypatch.setattr("lvkam.build.kernel_problem", lambda: None)
+    assert problem_of_compiling() is None
+    monkeypatch.setattr("lvkam.build.compiler_problem", lambda kind: "nothing")
+    assert problem_of_compiling() == problem_of_compiling("cuda") == "nothing"
+    assert asked == ["cpu", "cpu", "cuda", "cpu"]
 
 
 AUTO, TRUE, FALSE = (f"TRAINING.compile={value}" for value in ("auto", "true", "false"))
@@ -171,7 +196,7 @@ NOTHING = "no compiler works here (nothing for cpu)"
 def test_a_run_that_goes_on_keeps_to_what_was_decided(
     key: str, before: bool, works: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lvkam.build.compiler_problem", lambda kind: None if works else f"nothing for {kind}")
+    monkeypatch.setattr("lvkam.build.problem_of_compiling", lambda kind: None if works else f"nothing for {kind}")
     for epochs in (1, STEPS_THAT_REPAY):
         config = small_config(key, f"TRAINING.N_epochs={epochs}")
         assert choose_compilation(config, torch.device("cpu"), before) == expected
@@ -192,7 +217,7 @@ def test_a_run_that_goes_on_keeps_to_what_was_decided(
 def test_a_run_does_not_go_on_otherwise_than_it_began_unasked(
     key: str, before: bool, allowed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lvkam.build.compiler_problem", lambda kind: f"nothing for {kind}")
+    monkeypatch.setattr("lvkam.build.problem_of_compiling", lambda kind: f"nothing for {kind}")
     with pytest.raises(ConfigError) as caught:
         choose_compilation(small_config(key), torch.device("cpu"), before)
     assert caught.value.problems == (f"test: [TRAINING] compile = {allowed}",)

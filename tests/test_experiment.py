@@ -810,7 +810,7 @@ def test_the_decision_not_to_compile_is_kept(
 ) -> None:
     folder = copied(whole_run, tmp_path)
     monkeypatch.setattr("lvkam.build.STEPS_THAT_REPAY", 1)
-    monkeypatch.setattr("lvkam.build.compiler_problem", lambda kind: None)
+    monkeypatch.setattr("lvkam.build.problem_of_compiling", lambda kind: None)
     automatic = ("TRAINING.compile=auto", "GRID_UPDATING.grid_update_frequency=4", "TRAINING.N_epochs=3")
     said = told_run(folder, *automatic, resume=True)
     assert "kernels not compiled: nor were they when the run began" in said

@@ -18,6 +18,7 @@ FLOORS = {
     "lvkam.parallel": 1,
     "lvkam.shares": 1,
     "lvkam.splines": 0,
+    "lvkam.local_splines": 0,
     "lvkam.sampling": 0,
     "lvkam.standardisation": 0,
     "lvkam.line_search": 0,
@@ -70,7 +71,8 @@ FLOORS = {
     "lvkam.__main__": 15,
 }
 MATHEMATICS = (
-    "splines", "sampling", "shares", "univariate", "annealing", "prior", "generator", "model", "objectives", "evidence",
+    "splines", "local_splines", "sampling", "shares", "univariate", "annealing", "prior", "generator", "model",
+    "objectives", "evidence",
 )  # fmt: skip
 SOURCES = sorted([*REPOSITORY.glob("lvkam/*.py"), *REPOSITORY.glob("cli/*.py")])
 
@@ -108,15 +110,16 @@ def test_mathematical_files_open_with_an_equation_and_the_shape_letters(name: st
 
 
 def test_floors_0_to_4_and_the_whole_stay_small() -> None:
-    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    kernels = sorted(REPOSITORY.glob("lvkam/*.cpp"))
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (*SOURCES, *kernels)}
     mathematics = [REPOSITORY / "lvkam" / f"{name}.py" for name in MATHEMATICS]
-    # 1,500 was the aim before there were fast paths beside the plain ones, annealing, functions to search along, and
-    # samples divided between processes
-    assert sum(lines[path] for path in mathematics) <= 2760
+    # 1,500 was the aim before there were fast paths beside the plain ones, annealing, functions to search along,
+    # samples divided between processes, and sums in C++ that leave out what is zero
+    assert sum(lines[path] for path in (*mathematics, *kernels)) <= 3400
     # 5,000 is the aim, missed since a run can be taken up again to the bit and a checkpoint is trusted in nothing, and
     # by seven more optimisers, four line searches, files of one's own that are trusted in nothing, the matrix, reports,
-    # several processes and sweeps
-    assert sum(lines.values()) <= 14290
+    # several processes, sweeps, and those sums
+    assert sum(lines.values()) <= 14960
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.stem}")

@@ -30,6 +30,9 @@ FILES = {
     "tests/test_sums.py": "from lvkam.sums import add\nfrom lvkam_cli import twice\n\n\n"
     "def test_sums():\n    assert add(2, 3) == 5\n    assert twice(0) == 0\n",
     "tests/test_broken.py": "def test_broken():\n    assert False\n",
+    "lvkam/sums.cpp": "int add(int a, int b) { return a + b; }\n",
+    "tests/test_cpp.py": "from pathlib import Path\n\n\n"
+    "def test_cpp():\n    assert 'a + b' in Path('lvkam/sums.cpp').read_text()\n",
 }
 SUMS, TEST = "lvkam/sums.py", "tests/test_sums.py::test_sums"
 MADE: dict[Fault, tuple[bool, str]] = {
@@ -43,6 +46,9 @@ MADE: dict[Fault, tuple[bool, str]] = {
     ),
     Fault("no Python", SUMS, "a + b", "a +", (TEST,)): (
         False, "lvkam/sums.py: would be no Python in line 2: invalid syntax",
+    ),
+    Fault("no Python at all", "lvkam/sums.cpp", "a + b", "a - b", ("tests/test_cpp.py",)): (
+        True, "tests/test_cpp.py::test_cpp",
     ),
     Fault("no file", "lvkam/gone.py", "a", "b", (TEST,)): (False, "lvkam/gone.py: no such file"),
     Fault("no test", SUMS, "a + b", "a - b", (TEST, "tests/test_sums.py::test_gone[1]")): (

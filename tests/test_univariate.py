@@ -23,7 +23,7 @@ from scipy.interpolate import BSpline
 from torch import Tensor
 
 from lvkam import univariate
-from lvkam.splines import BASES, Knots, features_backward
+from lvkam.splines import BASES, Knots, extend_grid, features_backward, uniform_knots
 from lvkam.univariate import (
     ACTIVATIONS,
     FunctionFamily,
@@ -463,6 +463,100 @@ def test_compiled_kernels_in_chunks_without_some_rows(monkeypatch: pytest.Monkey
     grad = gradient(layer, x)
     grad[torch.rand(130, generator=stream(32)) < 0.5] = 0
     check_results(results(layer, x, grad), slow_results(layer, x, grad), ROUNDING[torch.float32])
+
+
+def local_layer(monkeypatch: pytest.MonkeyPatch, degree: int = 3, even: bool = False) -> UnivariateFunctions:
+    """A lively layer, compiled, that leaves out the B-splines that are zero, however few its points and outputs are."""
+    require_compiler()
+    monkeypatch.setattr(univariate, "LOCAL_POINTS", 0)
+    monkeypatch.setattr(univariate, "LOCAL_COST", 0)
+    layer = lively_layer("B-spline", degree=degree)
+    if even:
+        knots = uniform_knots(3, 6, (-1.5, 2))
+        layer.grid.copy_(extend_grid(knots, degree))
+    layer.family = dataclasses.replace(layer.family, compiled=True)
+    return layer
+
+
+@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("degree", [1, 2, 3, 4, 5])
+def test_sums_without_what_is_zero_are_the_slow_path(degree: int, even: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = local_layer(monkeypatch, degree, even)
+    called: list[bool] = []
+    add_sums = univariate.add_sums
+
+    def counted(x: Tensor, grid: Tensor, is_even: bool, *others: Any) -> Tensor:
+        called.append(is_even)
+        return add_sums(x, grid, is_even, *others)
+
+    monkeypatch.setattr(univariate, "add_sums", counted)
+    for rows in (200, 77, 1, 0):
+        x = some_inputs(rows)
+        dense = gradient(layer, x)
+        for share in (0, 0.5, 1):  # of rows without gradient
+            grad = dense * (torch.rand(rows, 1, generator=stream(32)) >= share)
+            check_results(results(layer, x, grad), slow_results(layer, x, grad), ROUNDING[torch.float32])
+    assert called == [even and degree >= 2] * 12
+
+
+def test_sums_without_what_is_zero_take_any_strides_and_lose_no_bad_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = local_layer(monkeypatch)
+    x, grad = some_inputs(20), torch.randn(20, 4, generator=stream(31))
+    strided = x.T.contiguous().T
+    assert not strided.is_contiguous()
+    check_results(results(layer, strided, grad.T.contiguous().T), slow_results(layer, x, grad), 1e-5)
+    with torch.inference_mode():
+        inferred = layer(x)
+    assert torch.equal(inferred, layer(x))
+    grad = torch.zeros(20, 4)
+    grad[3, 1] = torch.nan
+    found = results(layer, x, grad)
+    assert np.isnan(found["x"][3]).all()
+    assert not np.isnan(np.delete(found["x"], 3, 0)).any()
+    assert np.isnan(found["coef"][..., 1]).any()
+
+
+def test_sums_without_what_is_zero_have_no_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = local_layer(monkeypatch), some_inputs(20).requires_grad_()
+    for wanted in (x, layer.coef, layer.w_spline):
+        with pytest.raises(RuntimeError, match="once only"):
+            torch.autograd.grad(layer(x).square().sum(), wanted, create_graph=True)
+    # in the base weights the layer is linear, and nothing is refused or wrong
+    (first,) = torch.autograd.grad(layer(x).square().sum(), layer.w_base, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), layer.w_base)
+    base = layer.family.activation(x).detach()
+    np.testing.assert_allclose(second.detach(), 4 * base.T @ (base @ first.detach()), rtol=1e-4)
+    with twice_differentiable():
+        assert not layer.leaves_out_zeros(x)
+
+
+def test_zeros_are_left_out_where_that_is_faster() -> None:
+    def leaves_out(points: int = 256, name: str = "B-spline", outputs: int = 128, **settings: Any) -> bool:
+        options: dict[str, Any] = {"compiled": True} | settings
+        layer = UnivariateFunctions(2, outputs, family(name, **options), stream(0))
+        return layer.leaves_out_zeros(torch.zeros(points, 2))
+
+    assert leaves_out(grid_size=12)
+    assert not leaves_out(255, grid_size=12)
+    assert not leaves_out(name="RBF", grid_size=12)
+    assert not leaves_out(grid_size=12, compiled=False)
+    assert not leaves_out(grid_size=12, precision=torch.bfloat16)
+    # 2 x 4 functions are multiplied in the time of 7 + 1
+    assert leaves_out(grid_size=4)
+    assert not leaves_out(grid_size=3)
+    # 17 outputs take as long as 32
+    assert not leaves_out(grid_size=4, outputs=17)
+    assert not leaves_out(grid_size=30, degree=6)
+    # a copy does as the original, and none takes what the kernels do not
+    layer = copy.deepcopy(UnivariateFunctions(2, 128, family("B-spline", grid_size=12, compiled=True), stream(0)))
+    x = torch.zeros(256, 2)
+    assert layer.leaves_out_zeros(x)
+    assert not layer.leaves_out_zeros(x.to("meta"))
+    assert not layer.leaves_out_zeros(torch.zeros(256, 3))
+    assert not layer.leaves_out_zeros(torch.zeros(256, 2, 2))
+    layer.double()
+    assert not layer.leaves_out_zeros(x)
+    assert not layer.leaves_out_zeros(x.double())
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
