@@ -214,16 +214,19 @@ int64_t inputs_at_a_time(const Table& table) {
   return std::max<int64_t>(CACHED / (table.rows * table.width_at(0) * 4 * LANES), 1) * LANES;
 }
 
-template <int k>
-void sums(const Layer& layer, const float* coef, float* memory, float* out) {
-  const Table table(layer, k, coef, memory);
+// Goes through all points, inputs and outputs, a tile of `numbers`, (N, O), after the other.
+//     visit(point, input, row, outs, b, width)   for each pair: from `row` on the coefficients of its cell, a block of
+//                                                the point's numbers, and the k + 1 functions or derivatives
+//     leave(first, count, output, tile)          when all inputs that go together have been at a tile
+template <int k, bool SLOPE, typename Visit, typename Leave>
+void for_each_pair(const Layer& layer, const Table& table, const float* numbers, Visit visit, Leave leave) {
   const std::vector<Grids> grids = all_grids(layer);
   const int64_t together = inputs_at_a_time(table);
 #pragma omp parallel
   {
     std::vector<Local<k>> local(TILE);
-    Numbers numbers(TILE * BLOCK);
-    float* tile = numbers.data;
+    Numbers scratch(TILE * BLOCK);
+    float* tile = scratch.data;
     for (int64_t output = 0; output < table.width(); output += BLOCK)
       for (int64_t begin = 0; begin < layer.inputs; begin += together) {
         const int64_t width = table.width_at(output);
@@ -231,74 +234,63 @@ void sums(const Layer& layer, const float* coef, float* memory, float* out) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t first = 0; first < layer.points; first += TILE) {
           const int count = (int)std::min<int64_t>(TILE, layer.points - first);
-          copy_tile(out, layer, first, count, output, tile);
+          copy_tile(numbers, layer, first, count, output, tile);
           for (int64_t input = begin; input < end; input += LANES) {
-            evaluate_tile<k, false>(layer, grids[input / LANES], first, count, input, local.data());
+            evaluate_tile<k, SLOPE>(layer, grids[input / LANES], first, count, input, local.data());
             const int lanes = (int)std::min<int64_t>(LANES, end - input);
             for (int lane = 0; lane < lanes; lane++)
               for (int n = 0; n < count; n++) {
-                const float* row = table.row(output, input + lane, local[n].cell[lane]);
-                float* outs = tile + n * BLOCK;
                 float b[k + 1];
                 for (int r = 0; r <= k; r++) b[r] = local[n].function[r][lane];
-                for (int64_t o = 0; o < width; o += LANES) {
-                  Vec sum = at(outs + o);
-#pragma GCC unroll 8
-                  for (int r = 0; r <= k; r++) sum += b[r] * at(row + r * width + o);
-                  at(outs + o) = sum;
-                }
+                const float* row = table.row(output, input + lane, local[n].cell[lane]);
+                visit(first + n, input + lane, row, tile + n * BLOCK, b, width);
               }
           }
-          for (int n = 0; n < count; n++) {
-            const float* row = tile + n * BLOCK;
-            std::copy(row, row + std::min(width, layer.outputs - output), out + (first + n) * layer.outputs + output);
-          }
+          leave(first, count, output, tile);
         }
       }
   }
 }
 
 template <int k>
+void sums(const Layer& layer, const float* coef, float* memory, float* out) {
+  const Table table(layer, k, coef, memory);
+  for_each_pair<k, false>(
+      layer, table, out,
+      [](int64_t, int64_t, const float* row, float* outs, const float* b, int64_t width) {
+        for (int64_t o = 0; o < width; o += LANES) {
+          Vec sum = at(outs + o);
+#pragma GCC unroll 8
+          for (int r = 0; r <= k; r++) sum += b[r] * at(row + r * width + o);
+          at(outs + o) = sum;
+        }
+      },
+      [&](int64_t first, int count, int64_t output, const float* tile) {
+        const int64_t width = std::min<int64_t>(BLOCK, layer.outputs - output);
+        for (int n = 0; n < count; n++) {
+          const float* row = tile + n * BLOCK;
+          std::copy(row, row + width, out + (first + n) * layer.outputs + output);
+        }
+      });
+}
+
+template <int k>
 void input_gradients(const Layer& layer, const float* coef, float* memory, const float* d_out, float* d_x) {
   const Table table(layer, k, coef, memory);
-  const std::vector<Grids> grids = all_grids(layer);
-  const int64_t together = inputs_at_a_time(table);
   std::fill_n(d_x, layer.points * layer.inputs, 0.f);
-#pragma omp parallel
-  {
-    std::vector<Local<k>> local(TILE);
-    Numbers numbers(TILE * BLOCK);
-    float* tile = numbers.data;
-    for (int64_t output = 0; output < table.width(); output += BLOCK)
-      for (int64_t begin = 0; begin < layer.inputs; begin += together) {
-        const int64_t width = table.width_at(output);
-        const int64_t end = std::min(begin + together, layer.inputs);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t first = 0; first < layer.points; first += TILE) {
-          const int count = (int)std::min<int64_t>(TILE, layer.points - first);
-          copy_tile(d_out, layer, first, count, output, tile);
-          for (int64_t input = begin; input < end; input += LANES) {
-            evaluate_tile<k, true>(layer, grids[input / LANES], first, count, input, local.data());
-            const int lanes = (int)std::min<int64_t>(LANES, end - input);
-            for (int lane = 0; lane < lanes; lane++)
-              for (int n = 0; n < count; n++) {
-                const float* row = table.row(output, input + lane, local[n].cell[lane]);
-                const float* outs = tile + n * BLOCK;
-                float b[k + 1];
-                for (int r = 0; r <= k; r++) b[r] = local[n].function[r][lane];
-                Vec total = {};
-                for (int64_t o = 0; o < width; o += LANES) {
-                  Vec slope = b[0] * at(row + o);
+  for_each_pair<k, true>(
+      layer, table, d_out,
+      [&](int64_t point, int64_t input, const float* row, const float* outs, const float* b, int64_t width) {
+        Vec total = {};
+        for (int64_t o = 0; o < width; o += LANES) {
+          Vec slope = b[0] * at(row + o);
 #pragma GCC unroll 8
-                  for (int r = 1; r <= k; r++) slope += b[r] * at(row + r * width + o);
-                  total += slope * at(outs + o);
-                }
-                d_x[(first + n) * layer.inputs + input + lane] += sum_of(total);
-              }
-          }
+          for (int r = 1; r <= k; r++) slope += b[r] * at(row + r * width + o);
+          total += slope * at(outs + o);
         }
-      }
-  }
+        d_x[point * layer.inputs + input] += sum_of(total);
+      },
+      [](int64_t, int, int64_t, const float*) {});
 }
 
 template <int k>
