@@ -6,6 +6,8 @@ and every decision that a clock or a signal brings about, comes from there, so t
 
 from __future__ import annotations
 
+import gc
+import importlib
 import inspect
 import os
 import re
@@ -171,12 +173,16 @@ def joined() -> Iterator[World]:
         backend = "cpu:gloo,cuda:nccl"
     else:
         backend = "gloo"
+    # DistributedDataParallel imports this; if only then, its functions keep the group, as a default, for good.
+    importlib.import_module("torch.distributed.nn.functional")
     with world.talking():
         store, _, _ = next(rendezvous("env://"))
         # what processes of an earlier start have left in torchrun's store would lead to where nobody listens any more
         store = PrefixStore(f"start {world.restarts}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     yield world
+    # The group's threads must end with it: one that lets go of a tensor while the interpreter ends aborts the process.
+    gc.collect()  # cycles that hold the group
     # Only when all has gone well, and all are here: closing connections to one that has left can abort the process.
     world.gather(torch.zeros(1))
     dist.destroy_process_group()

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,10 +136,24 @@ def main() -> None:
     torch.set_num_threads(1)
     what, path = sys.argv[1], Path(sys.argv[2])
     with joined() as world:
+        assert threads_of_the_group() or not Path("/proc/self/task").exists()
         if what == "steps":
             steps(path, world)
         for arguments in json.loads(path.read_text()) if what == "runs" else []:
             run(Run(*arguments), world)
+    end = time.monotonic() + 5  # Linux lists a thread for a moment longer than it is waited for
+    while threads_of_the_group() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not threads_of_the_group(), "a thread that is left can abort the process at its end"
+
+
+def threads_of_the_group() -> list[str]:
+    """Names of the threads of this process that carry messages between processes; told by Linux."""
+    names: list[str] = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # it has just ended
+            names.append(path.read_text().strip())
+    return [name for name in names if "gloo" in name]
 
 
 if __name__ == "__main__":
