@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.optimize
+import scipy  # its parts when they are first used: a quarter of a second, in vain with most optimisers
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -25,11 +25,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import line_search
-
-# Private, the one such import here: no public function searches along a line by this method. It is as it was ported to
-# Python in scipy 1.12, and tests/test_line_search.py holds it to its conditions.
-from scipy.optimize._dcsrch import DCSRCH
+import scipy  # as in lvkam.descent
 
 LONGEST = 1e5
 """Times the first trial: no step is longer. What falls for longer than that along a line has no minimum there."""
@@ -135,7 +131,7 @@ def _strong_wolfe(line: _Line, first: float, longest: float, constants: Constant
         warnings.filterwarnings("ignore", "The line search algorithm|Rounding errors", RuntimeWarning)
         for _ in range(RESTARTS):
             # in units of the first trial, since scipy's is 1
-            step, *_, slope = line_search(
+            step, *_, slope = scipy.optimize.line_search(
                 lambda t: line.value(t.item()), lambda t: np.array([line.slope(t.item())]),
                 np.zeros(1), np.array([first]), old_fval=line.value(0.0), c1=constants.c_1, c2=constants.c_2,
                 amax=longest / first, maxiter=math.ceil(math.log2(longest / first)) + 1,
@@ -150,7 +146,9 @@ def _strong_wolfe(line: _Line, first: float, longest: float, constants: Constant
 def _more_thuente(line: _Line, first: float, longest: float, constants: Constants) -> float | None:
     # numbers of NumPy, which a division by zero makes infinite, and the search then fails
     value, slope = (lambda t: np.float64(line.value(t))), (lambda t: np.float64(line.slope(t)))
-    search = DCSRCH(value, slope, constants.c_1, constants.c_2, 1e-14, 0.0, longest)
+    # Private, the one such name here: no public function searches along a line by this method. It is as it was ported
+    # to Python in scipy 1.12, and tests/test_line_search.py holds it to its conditions.
+    search = scipy.optimize._dcsrch.DCSRCH(value, slope, constants.c_1, constants.c_2, 1e-14, 0.0, longest)
     with np.errstate(all="ignore"):
         step, *_ = search(first, value(0.0), slope(0.0))
     # of a step so short that its decrease is lost in rounding it would hold that it is low enough
