@@ -3,7 +3,7 @@
 Each variant is trained for the preset's `max_seconds` with each seed, variants in turn within a seed, on the threads
 there are; the machine should have nothing else to do. Test NLL of the first 1,000 test images by 20,000 prior samples;
 differences from the preset are paired by seed. Runs that are there already are not repeated, so that it can be stopped.
-With the defaults it takes about two hours, so that `run_benchmarks.sh` leaves it out.
+With the defaults it takes over an hour, so that `run_benchmarks.sh` leaves it out.
 """
 
 from __future__ import annotations
