@@ -114,12 +114,18 @@ def kernel_problem() -> str | None:
     return None
 
 
-def _layer(x: Tensor, grid: Tensor, even: bool, degree: int, outputs: int, *others: Tensor) -> _Layer:
-    """What the kernels are told; they go by addresses, so that all must be as they take it."""
-    assert x.ndim == grid.ndim == 2
+def _layer(x: Tensor, grid: Tensor, even: bool, degree: int, coef: Tensor, out: Tensor) -> _Layer:
+    """What the kernels are told; they go by addresses, so that all must be as they take it.
+
+    `out` are the outputs or their gradient, (N, O), `coef` the coefficients or theirs, (I, K, O).
+    """
+    assert x.ndim == grid.ndim == out.ndim == 2
+    outputs = out.shape[1]
     assert x.shape[1] == len(grid)
+    assert len(out) == len(x)
+    assert coef.shape == (len(grid), grid.shape[1] - 1 - degree, outputs)
     assert degree in DEGREES
-    for tensor in (x, grid, *others):
+    for tensor in (x, grid, coef, out):
         assert tensor.dtype == torch.float32
         assert tensor.is_contiguous()
         assert tensor.device.type == "cpu"
@@ -147,9 +153,7 @@ def add_sums(x: Tensor, grid: Tensor, even: bool, degree: int, coef: Tensor, out
     Raises:
         RuntimeError: as `library`.
     """
-    layer = _layer(x, grid, even, degree, out.shape[1], coef, out)
-    assert coef.shape == (len(grid), grid.shape[1] - 1 - degree, out.shape[1])
-    assert len(out) == len(x)
+    layer = _layer(x, grid, even, degree, coef, out)
     memory = _memory(layer, degree)
     library().spline_sums(layer, degree, coef.data_ptr(), memory.data_ptr(), out.data_ptr())
     return out
@@ -157,9 +161,7 @@ def add_sums(x: Tensor, grid: Tensor, even: bool, degree: int, coef: Tensor, out
 
 def input_gradients(x: Tensor, grid: Tensor, even: bool, degree: int, coef: Tensor, grad_out: Tensor) -> Tensor:
     """sum_o grad_out[n, o] s'_io(x_ni): (N, I); arguments and errors as for `add_sums`."""
-    layer = _layer(x, grid, even, degree, grad_out.shape[1], coef, grad_out)
-    assert coef.shape == (len(grid), grid.shape[1] - 1 - degree, grad_out.shape[1])
-    assert len(grad_out) == len(x)
+    layer = _layer(x, grid, even, degree, coef, grad_out)
     memory, grad = _memory(layer, degree), torch.empty_like(x)
     library().spline_input_gradients(
         layer, degree, coef.data_ptr(), memory.data_ptr(), grad_out.data_ptr(), grad.data_ptr()
@@ -169,8 +171,7 @@ def input_gradients(x: Tensor, grid: Tensor, even: bool, degree: int, coef: Tens
 
 def coef_gradients(x: Tensor, grid: Tensor, even: bool, degree: int, grad_out: Tensor) -> Tensor:
     """sum_n grad_out[n, o] B_m(x_ni): (I, K, O); arguments and errors as for `add_sums`."""
-    layer = _layer(x, grid, even, degree, grad_out.shape[1], grad_out)
-    assert len(grad_out) == len(x)
     grad = x.new_empty(len(grid), grid.shape[1] - 1 - degree, grad_out.shape[1])
+    layer = _layer(x, grid, even, degree, grad, grad_out)
     library().spline_coef_gradients(layer, degree, grad_out.data_ptr(), grad.data_ptr())
     return grad
